@@ -1,0 +1,158 @@
+package codec
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// What a probe sees: the first 64 KiB and the last 1,536 bytes, enough for
+// every signature and for the footer of a VMDK.
+const (
+	HeadLen = 64 << 10
+	TailLen = 1536
+)
+
+// Ends reads the head and tail of src that a probe wants.
+func Ends(ctx context.Context, src Source) (head, tail []byte, err error) {
+	head = make([]byte, min(HeadLen, src.Size()))
+	tail = make([]byte, min(TailLen, src.Size()))
+	for _, r := range []struct {
+		p   []byte
+		off int64
+	}{{head, 0}, {tail, src.Size() - int64(len(tail))}} {
+		if n, err := src.ReadAt(ctx, r.p, r.off); n < len(r.p) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, nil, fmt.Errorf("read the ends of the image: %w", err)
+		}
+	}
+	return head, tail, nil
+}
+
+// signature is one row of the table by which content is known: any format of
+// the field, read here or not.
+type signature struct {
+	name string
+	is   func(head, tail []byte) bool
+}
+
+func at(off int, magic string) func(head, tail []byte) bool {
+	return func(head, _ []byte) bool { return hasAt(head, off, magic) }
+}
+
+func hasAt(b []byte, off int, magic string) bool {
+	return len(b) >= off+len(magic) && string(b[off:off+len(magic)]) == magic
+}
+
+// atEnd looks n bytes before the end of the file.
+func atEnd(n int, magic string) func(head, tail []byte) bool {
+	return func(_, tail []byte) bool { return len(tail) >= n && hasAt(tail, len(tail)-n, magic) }
+}
+
+func qcow(versions ...uint32) func(head, tail []byte) bool {
+	return func(head, _ []byte) bool {
+		if !hasAt(head, 0, "QFI\xfb") || len(head) < 8 {
+			return false
+		}
+		v := binary.BigEndian.Uint32(head[4:])
+		for _, w := range versions {
+			if v == w {
+				return true
+			}
+		}
+		return len(versions) == 0 && (v < 1 || v > 3)
+	}
+}
+
+func either(a, b func(head, tail []byte) bool) func(head, tail []byte) bool {
+	return func(head, tail []byte) bool { return a(head, tail) || b(head, tail) }
+}
+
+// signatures stands in the order of the reference table of formats: what lies
+// at the start, then text, then what only the tail tells.
+var signatures = []signature{
+	{"qcow2", qcow(2, 3)},
+	{"qcow1", qcow(1)},
+	{"qcow of an unknown version", qcow()},
+	{"vmdk", at(0, "KDMV")},
+	{"vmdk COWD delta", at(0, "COWD")},
+	{"vmdk seSparse delta", at(0, "\xbe\xba\xfe\xca\x00\x00\x00\x00")},
+	{"vhdx", at(0, "vhdxfile")},
+	{"vhd", either(at(0, "conectix"), either(atEnd(512, "conectix"), atEnd(511, "conectix")))},
+	{"vdi", at(64, "\x7f\x10\xda\xbe")},
+	{"zvhd", at(0, "stream\x00\x00")},
+	{"zvhd2", at(0, "z2strm\x00\x00")},
+	{"qed", at(0, "QED\x00")},
+	{"parallels", func(head, _ []byte) bool {
+		return (hasAt(head, 0, "WithoutFreeSpace") || hasAt(head, 0, "WithouFreSpacExt")) && hasAt(head, 16, "\x02\x00\x00\x00")
+	}},
+	{"LUKS encrypted disk", at(0, "LUKS\xba\xbe")},
+	{"gzip compressed file", at(0, "\x1f\x8b")},
+	{"xz compressed file", at(0, "\xfd7zXZ\x00")},
+	{"zstd compressed file", at(0, "\x28\xb5\x2f\xfd")},
+	{"bzip2 compressed file", at(0, "BZh")},
+	{"zip archive", at(0, "PK\x03\x04")},
+	{"tar archive", at(257, "ustar")},
+	{"vmdk descriptor without its extents", vmdkText},
+	{"cloop", at(0, "#!/bin/sh\n#V2.0 Format\nmodprobe cloop")},
+	{"dmg", atEnd(512, "koly")},
+}
+
+// vmdkText knows a VMDK descriptor as the field's readers do: by its first
+// line, or by a version line after comments and blank lines only.
+func vmdkText(head, _ []byte) bool {
+	text := strings.ToLower(string(head[:min(len(head), 4096)]))
+	for _, s := range []string{"# disk descriptorfile", "# disk descriptor file", "#disk descriptorfile"} {
+		if strings.HasPrefix(text, s) {
+			return true
+		}
+	}
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		return line == "version=1" || line == "version=2" || line == "version=3"
+	}
+	return false
+}
+
+// Signatures names every format whose signature the ends of a file carry.
+func Signatures(head, tail []byte) []string {
+	var names []string
+	for _, s := range signatures {
+		if s.is(head, tail) {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}
+
+// Detect tells the format of content by asking every format. The error is
+// ErrUnsupported for a signature known but not read here, and for a file that
+// two formats claim: checked as the one, it could be used as the other.
+func Detect(formats []Format, head, tail []byte) (Format, error) {
+	if names := Signatures(head, tail); len(names) > 1 {
+		return nil, Unsupportedf("content is %s at the same time", strings.Join(names, " and "))
+	} else if len(names) == 1 {
+		for _, f := range formats {
+			if f.Name() == names[0] {
+				return f, nil
+			}
+		}
+		return nil, Unsupportedf("content is a %s", names[0])
+	}
+	for _, f := range formats {
+		if f.Probe(head, tail) {
+			return f, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: content has no known signature", ErrFormat)
+}
+
+// Empty reports whether b is all zeros.
+func Empty(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
