@@ -136,6 +136,34 @@ func ReadFull(ctx context.Context, src Source, p []byte, off int64, what string)
 	return fmt.Errorf("read %s at %#x: %w", what, off, err)
 }
 
+// entryPiece bounds one read of a table.
+const entryPiece = 1 << 20
+
+// ReadEntries reads a table of n entries of size bytes each that lies at off,
+// in pieces of at most 1 MiB, and calls each with every entry in order. The
+// bytes are only valid during the call. A table past the end of the file is an
+// ErrCorrupt that names what was read; an error of each ends the reading.
+func ReadEntries(ctx context.Context, src Source, off, n int64, size int, what string, each func(i int64, b []byte) error) error {
+	if off < 0 || n < 0 || off > src.Size() || n > (src.Size()-off)/int64(size) {
+		return Corruptf("%s at %#x, %d entries of %d bytes: past the end of the file (%d bytes)", what, off, n, size, src.Size())
+	}
+	per := min(n, int64(entryPiece/size))
+	buf := make([]byte, per*int64(size))
+	for i := int64(0); i < n; {
+		p := buf[:min(per, n-i)*int64(size)]
+		if err := ReadFull(ctx, src, p, off+i*int64(size), what); err != nil {
+			return err
+		}
+		for ; len(p) > 0; i++ {
+			if err := each(i, p[:size:size]); err != nil {
+				return err
+			}
+			p = p[size:]
+		}
+	}
+	return nil
+}
+
 // Up rounds x up to a multiple of a. Both are non-negative and the result
 // must fit; callers bound x by [MaxSize] first.
 func Up(x, a int64) int64 { return Ceil(x, a) * a }

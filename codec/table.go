@@ -38,7 +38,8 @@ type Table struct {
 	// lowest first: for formats that allocate below the block. Same pages.
 	masks [][]uint32
 
-	claims []claim
+	claims  []claim
+	claimed int64 // bytes in claims
 
 	// ShortTail allows the last block in the file to be cut by its end: the
 	// rest reads as zeros. Writers that truncate leave such files.
@@ -78,6 +79,12 @@ func (t *Table) Claim(off, n int64, what string) error {
 	if n == 0 {
 		return nil
 	}
+	// More claims than bytes must overlap: known here, a table that aims all
+	// its entries at one block costs no memory.
+	if n > t.src.Size()-t.claimed {
+		return Corruptf("%s at %#x, %d bytes: tables and blocks share bytes, they are more than the file holds (%d bytes)", what, off, n, t.src.Size())
+	}
+	t.claimed += n
 	if k := len(t.claims) - 1; k >= 0 && t.claims[k].end == off {
 		t.claims[k].end = off + n
 	} else {
