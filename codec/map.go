@@ -140,6 +140,16 @@ func (m *Map) run(i int64) (end int64, set bool) {
 	return m.n, set
 }
 
+// Run returns where the run of one status that holds byte off ends, at most
+// the disk's size, and whether it reads as zeros. off lies within the disk.
+func (m *Map) Run(off int64) (end int64, zero bool) {
+	b, set := m.run(off >> m.shift)
+	if b >= m.n {
+		return m.size, !set
+	}
+	return b << m.shift, !set
+}
+
 // Extents is the map as the extents of a disk. It never fails.
 func (m *Map) Extents(_ context.Context, off, n int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {

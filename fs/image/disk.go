@@ -1,0 +1,193 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"imagefs/cache"
+	"imagefs/codec"
+	"imagefs/codec/raw"
+	"imagefs/remote"
+	"imagefs/remote/catalog"
+)
+
+// mapBlock is the granularity of the allocation map every view follows from.
+const mapBlock = 64 << 10
+
+// Disk is one stored version of a disk, opened.
+type Disk struct {
+	Image  *catalog.Image
+	Number int
+	Format string        // it is stored in
+	Object remote.Object // it is stored as
+	Size   int64         // of the guest's disk, bytes
+	Data   int64         // of it allocated, in blocks of the map, bytes
+	Notes  []string      // remarks of the reader
+
+	src   codec.Source
+	guest codec.Disk
+	facts codec.Facts
+
+	mu    sync.Mutex
+	files map[string]*File // guarded by mu
+}
+
+// File is a disk in one format.
+type File struct {
+	codec.Disk           // the file's bytes, size and holes
+	View       string    // name of the format
+	Of         *Disk     // the disk it shows
+	Blocks     uint64    // of 512 bytes that hold data
+	Ino        uint64    // derived from disk, version and format
+	ModTime    time.Time // of the stored object
+}
+
+// ErrNotShown says that a disk does not fit a format, so that it has no file.
+var ErrNotShown = errors.New("not shown in this format")
+
+// assemble puts the caches and the map around a disk just opened.
+func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Disk, im *catalog.Image, d catalog.Disk) (*Disk, error) {
+	if guest.Size() < 0 || guest.Size() > codec.MaxSize {
+		return nil, codec.Corruptf("virtual size %d", guest.Size())
+	}
+	m, err := codec.NewMap(ctx, guest, mapBlock)
+	if err != nil {
+		return nil, err
+	}
+	disk := &Disk{
+		Image: im, Number: d.Number, Format: d.Format, Object: d.Object, Size: guest.Size(),
+		Data: min(m.Count()*mapBlock, guest.Size()),
+		src:  src, files: make(map[string]*File),
+		facts: codec.Facts{
+			ID: im.ID, Number: d.Number, Name: fmt.Sprintf("disk%d", d.Number),
+			Created: im.Created, Content: content(d, m),
+		},
+	}
+	if n, ok := guest.(codec.Noted); ok {
+		disk.Notes = n.Notes()
+	}
+	disk.guest = codec.Mapped(guest, m)
+	if c, ok := guest.(codec.Coded); ok && c.Unit() > 0 {
+		r := o.cfg.Cache.Reader(fetch{guest}, guest.Size(), cache.ReaderConfig{
+			Block: max(c.Unit(), mapBlock), Span: max(c.Unit(), decodeSpan),
+		})
+		disk.guest = &decoded{m, r}
+	}
+	return disk, nil
+}
+
+// decodeSpan is how much one decoding of read-ahead makes: short enough that
+// every processor has one, long enough to cost little beside it.
+const decodeSpan = 512 << 10
+
+// content names what the disk holds. It must be the same for a copy of the
+// object elsewhere, so it is no ETag: the hash an import recorded, or what the
+// object's size and its map say.
+func content(d catalog.Disk, m *codec.Map) (c [32]byte) {
+	if b, err := hex.DecodeString(d.SHA256); err == nil && len(b) == len(c) {
+		return [32]byte(b)
+	}
+	sum := m.Sum()
+	return sha256.Sum256(binary.BigEndian.AppendUint64(sum[:], uint64(d.Object.Size)))
+}
+
+// fetch lets the cache read a disk as it reads an object.
+type fetch struct{ d codec.Disk }
+
+func (f fetch) ReadRange(ctx context.Context, p []byte, off int64) error {
+	if n, err := f.d.ReadAt(ctx, p, off); n < len(p) {
+		return err
+	}
+	return nil
+}
+
+// decoded is a disk behind a cache of decoded blocks, which what the map
+// leaves out never enters.
+type decoded struct {
+	m *codec.Map
+	r *cache.Reader
+}
+
+func (d *decoded) Size() int64 { return d.m.Size() }
+
+func (d *decoded) Extents(ctx context.Context, off, n int64) iter.Seq2[codec.Extent, error] {
+	return d.m.Extents(ctx, off, n)
+}
+
+func (d *decoded) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return codec.ReadParts(ctx, p, off, d.m.Size(), d.readPart)
+}
+
+func (d *decoded) readPart(ctx context.Context, p []byte, off int64) (int, error) {
+	end, zero := d.m.Run(off)
+	p = p[:min(int64(len(p)), end-off)]
+	if zero {
+		clear(p)
+		return len(p), nil
+	}
+	return d.r.ReadAt(ctx, p, off)
+}
+
+// File returns the disk in a format, laid out at the first call. ErrNotShown
+// wraps the reason when the disk does not fit it.
+func (d *Disk) File(ctx context.Context, v codec.View) (*File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f := d.files[v.Name()]; f != nil {
+		return f, nil
+	}
+	f, err := d.layout(ctx, v)
+	if errors.Is(err, codec.ErrTooLarge) {
+		return nil, fmt.Errorf("%w: %w", ErrNotShown, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("%q as %s: %w", d.Object.Key, v.Name(), err)
+	}
+	d.files[v.Name()] = f
+	return f, nil
+}
+
+func (d *Disk) layout(ctx context.Context, v codec.View) (f *File, err error) {
+	f = &File{View: v.Name(), Of: d, ModTime: d.Object.ModTime, Ino: d.ino(v.Name())}
+	if v.Name() == d.Format {
+		// What was copied in is what is read back: the stored bytes.
+		f.Disk, err = raw.Format.Open(ctx, d.src)
+	} else {
+		f.Disk, err = v.Layout(ctx, d.guest, d.facts)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var data int64
+	for e, err := range f.Extents(ctx, 0, f.Size()) {
+		if err != nil {
+			return nil, err
+		}
+		if !e.Zero {
+			data += e.Len
+		}
+	}
+	f.Blocks = uint64(codec.Ceil(data, 512))
+	return f, nil
+}
+
+// Stored reports whether the file is the stored object itself, not a view.
+func (f *File) Stored() bool { return f.View == f.Of.Format }
+
+// ino derives the inode number: a client that sees it change during a copy
+// takes the file for another one.
+func (d *Disk) ino(view string) uint64 {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %d %x %d %q", d.Object.Key, d.Object.ETag, d.Object.Size, d.Image.ID, d.Number, view)
+	return Ino(h.Sum(nil))
+}
+
+// Ino makes an inode number of a hash: never 0, never the root's 1, and within
+// 63 bits for programs that keep it signed.
+func Ino(sum []byte) uint64 { return binary.BigEndian.Uint64(sum)>>1 | 2 }

@@ -1,0 +1,186 @@
+package image
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"imagefs/cache"
+	"imagefs/codec"
+	"imagefs/remote"
+	"imagefs/remote/catalog"
+)
+
+// Config says what an Opener works with.
+type Config struct {
+	Store   remote.Store
+	Cache   *cache.Cache
+	Formats []codec.Format // that are read, in the order of detection
+	Views   []codec.View   // that are shown
+
+	// MaxOpen is how many disks stay open when nothing uses them; default 64.
+	// Each holds its tables: about 8 bytes per allocated block.
+	MaxOpen int
+	// OpenTimeout bounds the opening of one disk; default 60 s.
+	OpenTimeout time.Duration
+}
+
+// Opener opens disks and keeps the ones used last.
+type Opener struct {
+	cfg   Config
+	local bool // the store's bytes are in this machine's page cache
+
+	mu    sync.Mutex
+	disks map[version]*opening // guarded by mu
+	lru   *list.List           // guarded by mu; of *opening that are done, newest first
+}
+
+// version names the bytes and the reading of a disk. Two images may use one
+// object; their views differ in identity.
+type version struct {
+	key, etag, format string
+	size              int64
+	id                [16]byte
+	number            int
+}
+
+type opening struct {
+	v    version
+	done chan struct{} // closed when disk and err are set
+	disk *Disk
+	err  error
+	elem *list.Element // guarded by Opener.mu; nil while opening
+}
+
+// NewOpener returns an Opener. It does no I/O.
+func NewOpener(cfg Config) *Opener {
+	if cfg.MaxOpen <= 0 {
+		cfg.MaxOpen = 64
+	}
+	if cfg.OpenTimeout <= 0 {
+		cfg.OpenTimeout = time.Minute
+	}
+	return &Opener{cfg: cfg, local: remote.IsLocal(cfg.Store), disks: make(map[version]*opening), lru: list.New()}
+}
+
+// Views are the views that are shown of each disk.
+func (o *Opener) Views() []codec.View { return o.cfg.Views }
+
+// Open returns disk d of im, opened. An error that lies in the image itself is
+// remembered for that version; one that may pass is not.
+func (o *Opener) Open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*Disk, error) {
+	if im.Err != nil {
+		return nil, fmt.Errorf("image %q: %w: %w", im.Name, codec.ErrCorrupt, im.Err)
+	}
+	v := version{d.Object.Key, d.Object.ETag, d.Format, d.Object.Size, im.ID, d.Number}
+	o.mu.Lock()
+	p := o.disks[v]
+	if p == nil {
+		p = &opening{v: v, done: make(chan struct{})}
+		o.disks[v] = p
+		// Detached: whoever asked first may leave, the others wait on.
+		go o.run(p, im, d)
+	} else if p.elem != nil {
+		o.lru.MoveToFront(p.elem)
+	}
+	o.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.disk, p.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (o *Opener) run(p *opening, im *catalog.Image, d catalog.Disk) {
+	ctx, cancel := context.WithTimeout(context.Background(), o.cfg.OpenTimeout)
+	defer cancel()
+	p.disk, p.err = o.open(ctx, im, d)
+	if p.err != nil {
+		p.err = fmt.Errorf("open %q as %s: %w", d.Object.Key, d.Format, p.err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(p.done)
+	if p.err != nil && !permanent(p.err) {
+		delete(o.disks, p.v)
+		return
+	}
+	p.elem = o.lru.PushFront(p)
+	for o.lru.Len() > o.cfg.MaxOpen {
+		last := o.lru.Back()
+		q := o.lru.Remove(last).(*opening)
+		delete(o.disks, q.v)
+		// Not closed: a handle may still read it. Its cached blocks
+		// age out, and its memory goes with the last handle.
+	}
+}
+
+// permanent reports whether err lies in the bytes of the version.
+func permanent(err error) bool {
+	return errors.Is(err, codec.ErrCorrupt) || errors.Is(err, codec.ErrUnsupported) || errors.Is(err, codec.ErrFormat)
+}
+
+func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*Disk, error) {
+	var src codec.Source = &object{o.cfg.Store, d.Object}
+	if !o.local {
+		src = o.cfg.Cache.Reader(&object{o.cfg.Store, d.Object}, d.Object.Size, cache.ReaderConfig{})
+	}
+	f, err := o.detect(ctx, src, d.Format)
+	if err != nil {
+		return nil, err
+	}
+	guest, err := f.Open(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	return o.assemble(ctx, src, guest, im, d)
+}
+
+// detect holds content and declared format together: they must agree, or a
+// guest could choose how its disk is read.
+func (o *Opener) detect(ctx context.Context, src codec.Source, format string) (codec.Format, error) {
+	head, tail, err := codec.Ends(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	found, err := codec.Detect(o.cfg.Formats, head, tail)
+	if err != nil {
+		return nil, err
+	}
+	if found.Name() != format {
+		return nil, fmt.Errorf("%w: the content is %s", codec.ErrFormat, found.Name())
+	}
+	return found, nil
+}
+
+// object is a version in the store as a Source, and as what the cache fetches.
+type object struct {
+	store remote.Store
+	o     remote.Object
+}
+
+func (s *object) Size() int64 { return s.o.Size }
+
+func (s *object) ReadRange(ctx context.Context, p []byte, off int64) error {
+	return s.store.ReadRange(ctx, s.o, p, off)
+}
+
+func (s *object) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return codec.ReadParts(ctx, p, off, s.o.Size, s.readPart)
+}
+
+func (s *object) readPart(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := s.store.ReadRange(ctx, s.o, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+var (
+	_ codec.Source = (*object)(nil)
+	_ codec.Source = (*cache.Reader)(nil)
+)
