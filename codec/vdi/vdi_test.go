@@ -1,0 +1,224 @@
+package vdi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"imagefs/codec"
+	"imagefs/codec/codectest"
+)
+
+var facts = codec.Facts{ID: [16]byte{1, 2, 3}, Content: [32]byte{4}, Name: "disk0", Created: time.Unix(1700000000, 0)}
+
+// testDisks are laid out here and read by others.
+func testDisks() []*codectest.Disk {
+	const mib = 1 << 20
+	return []*codectest.Disk{
+		codectest.Example(),
+		codectest.Empty(16 * mib),
+		codectest.Empty(512),
+		codectest.Full(512, 1),
+		codectest.Full(5*mib+512, 1),
+		codectest.LastSector(8*mib + 512),
+		codectest.LastSector(3 * mib),
+		codectest.Full(3*mib+1001, 1),
+		codectest.Alternating(20*mib, 64<<10),
+		codectest.Alternating(20*mib, mib),
+		codectest.Scattered(3<<40, 9, 1),
+	}
+}
+
+func layout(t testing.TB, d codec.Disk) *codec.File {
+	t.Helper()
+	f, err := Format.Layout(context.Background(), d, facts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func mustOpen(t testing.TB, src codec.Source) codec.Disk {
+	t.Helper()
+	d, err := Format.Open(context.Background(), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// same compares the bytes of got with want where either has data; zeros may
+// follow want.
+func same(t testing.TB, got, want codec.Disk) {
+	t.Helper()
+	ctx := context.Background()
+	if got.Size() < want.Size() || got.Size() > codec.Up(want.Size(), 512) {
+		t.Fatalf("size %d, want %d", got.Size(), want.Size())
+	}
+	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
+	for _, d := range []codec.Disk{got, want} {
+		for e, err := range d.Extents(ctx, 0, d.Size()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			for off := e.Off; !e.Zero && off < e.Off+e.Len; off += 1 << 20 {
+				p := a[:min(1<<20, e.Off+e.Len-off)]
+				clear(b)
+				n, err := got.ReadAt(ctx, p, off)
+				if n < len(p) {
+					t.Fatalf("read %d at %#x: %v", len(p), off, err)
+				}
+				if _, err := want.ReadAt(ctx, b[:n], off); err != nil && err != io.EOF {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(p, b[:n]) {
+					t.Fatalf("other bytes in the %d at %#x", n, off)
+				}
+			}
+		}
+	}
+}
+
+func TestWorkedExampleHasItsLength(t *testing.T) {
+	f := layout(t, codectest.Example())
+	if f.Size() != 10485760 {
+		t.Errorf("length %d, want 10485760", f.Size())
+	}
+	b := make([]byte, headLen)
+	if _, err := f.ReadAt(context.Background(), b, 0); err != nil {
+		t.Fatal(err)
+	}
+	h := parse(b)
+	if h.offBlocks != 1<<20 || h.offData != 2<<20 || h.entries != 128 || h.allocated != 8 {
+		t.Errorf("header %+v", h)
+	}
+}
+
+func TestOpenReversesLayout(t *testing.T) {
+	for _, d := range testDisks() {
+		t.Run(d.Name, func(t *testing.T) { same(t, mustOpen(t, layout(t, d)), d) })
+	}
+}
+
+func TestLayoutReadByOthers(t *testing.T) {
+	for _, d := range testDisks() {
+		t.Run(d.Name, func(t *testing.T) {
+			raw := codectest.RawFile(t, d)
+			file := filepath.Join(t.TempDir(), "disk.vdi")
+			codectest.WriteFile(t, file, layout(t, d))
+			codectest.Compare(t, "vdi", file, raw)
+			codectest.Check(t, "vdi", file)
+			if d.Size() < 1<<30 {
+				codectest.SevenZip(t, file, raw)
+			}
+		})
+	}
+}
+
+func TestOpenOfOthersFiles(t *testing.T) {
+	for _, d := range []*codectest.Disk{
+		codectest.Example(),
+		codectest.Empty(16 << 20),
+		codectest.Full(5<<20+512, 1),
+		codectest.LastSector(8<<20 + 512),
+		codectest.Alternating(20<<20, 1<<20),
+	} {
+		for _, static := range []string{"off", "on"} {
+			t.Run(d.Name+"/static="+static, func(t *testing.T) {
+				file := codectest.Convert(t, "vdi", codectest.RawFile(t, d), "-o", "static="+static)
+				same(t, mustOpen(t, codectest.File(t, file)), d)
+			})
+		}
+	}
+}
+
+func TestLayoutTooLarge(t *testing.T) {
+	layout(t, codectest.Empty(maxDisk))
+	_, err := Format.Layout(context.Background(), codectest.Empty(maxDisk+1), facts)
+	if !errors.Is(err, codec.ErrTooLarge) {
+		t.Errorf("error %v, want %v", err, codec.ErrTooLarge)
+	}
+}
+
+func TestIdentities(t *testing.T) {
+	f := layout(t, codectest.Empty(512))
+	b := make([]byte, headLen)
+	if _, err := f.ReadAt(context.Background(), b, 0); err != nil {
+		t.Fatal(err)
+	}
+	h := parse(b)
+	if want := codec.MixedEndian(facts.UUID("vdi", "create")); h.create != want {
+		t.Errorf("create %x, want %x", h.create, want)
+	}
+	if want := codec.MixedEndian(facts.VersionUUID("vdi", "modify")); h.modify != want {
+		t.Errorf("modify %x, want %x", h.modify, want)
+	}
+}
+
+// sample is a small image: 7 blocks of 4 KiB, the last of half a sector more
+// than 2 KiB, in this order in the file: 5, 0, 6. Block 6 is cut by its end.
+func sample() []byte {
+	h := sampleHeader()
+	b := make([]byte, 1024+2*4096+2048+256)
+	copy(b, h.marshal())
+	for i, e := range []uint32{1, entryNone, entryZero, entryNone, entryNone, 0, 2} {
+		le.PutUint32(b[512+4*i:], e)
+	}
+	for i := range b[1024:] {
+		b[1024+i] = byte(i/4096+1)*16 + byte(i%7)
+	}
+	return b
+}
+
+func sampleHeader() header {
+	return header{version: version11, size: newHeader, kind: typeDynamic, offBlocks: 512, offData: 1024,
+		sector: 512, disk: 6*4096 + 2048 + 256, block: 4096, entries: 7, allocated: 3,
+		create: [16]byte{1}, modify: [16]byte{2}}
+}
+
+// content is the disk of sample.
+func content(b []byte) []byte {
+	d := make([]byte, 6*4096+2048+256)
+	copy(d, b[1024+4096:1024+2*4096])
+	copy(d[5*4096:], b[1024:1024+4096])
+	copy(d[6*4096:], b[1024+2*4096:])
+	return d
+}
+
+func readAll(d codec.Disk) ([]byte, error) {
+	b := make([]byte, d.Size())
+	n, err := d.ReadAt(context.Background(), b, 0)
+	if n < len(b) {
+		return nil, fmt.Errorf("read %d of %d: %w", n, len(b), err)
+	}
+	return b, nil
+}
+
+func TestScatteredBlocks(t *testing.T) {
+	b := sample()
+	got, err := readAll(mustOpen(t, codectest.Bytes(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, content(b)) {
+		t.Error("other bytes than the blocks hold")
+	}
+}
+
+func TestMissingTailOfLastBlockReadsZero(t *testing.T) {
+	b := sample()
+	want := content(b)
+	clear(want[len(want)-1000:])
+	got, err := readAll(mustOpen(t, codectest.Bytes(b[:len(b)-1000])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("other bytes than the cut block holds")
+	}
+}
