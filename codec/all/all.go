@@ -4,10 +4,12 @@ package all
 import (
 	"imagefs/codec"
 	"imagefs/codec/raw"
+	"imagefs/codec/vdi"
 )
 
 // Formats are read and laid out; raw, which claims what no other does, is last.
 var Formats = []codec.Format{
+	vdi.Format,
 	raw.Format,
 }
 
