@@ -1,0 +1,82 @@
+# imagefs: "make" prints the targets. Only Go and git must be there before;
+# the demo and the tests install Debian packages through test/install.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+FUZZTIME    ?= 30s
+BENCH       ?= .
+SOAK        ?= 10
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+
+# A test run covers a real server, real mounts and a booting guest.
+TESTFLAGS   ?= -race -shuffle=on -timeout=30m
+
+.PHONY: help build s3server demo test lint bench fuzz soak cover check clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/imagefs
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/imagefs ./cmd/imagefs
+
+s3server: ## build bin/s3server, the S3 server of the tests
+	@CGO_ENABLED=0 $(GO) -C test/s3server build -trimpath -o ../../bin/s3server .
+
+demo: ## install what it needs, mount a small store, copy a disk out, compare it
+	@test/install demo
+	$(MAKE) --no-print-directory build
+	test/demo
+
+test: ## install what the tests need and run all of them, end to end included
+	@test/install
+	$(MAKE) --no-print-directory build s3server
+	CGO_ENABLED=1 $(GO) test $(TESTFLAGS) ./...
+	echo "once more on one processor, where some deadlocks show:"
+	GOMAXPROCS=1 $(GO) test -shuffle=on -timeout=10m ./cache/... ./fs/...
+
+lint: ## formatting, vet, staticcheck, tidy modules, the import rules
+	@bad=$$($(GO) run $(GOFUMPT) -l .)
+	[ -z "$$bad" ] || { echo "not formatted (gofumpt):" >&2; echo "$$bad" >&2; exit 1; }
+	for s in .ci/run $$(grep -rlE '^#!.*bash' test); do bash -n "$$s"; done
+	for dir in . test/s3server; do
+		$(GO) -C $$dir vet ./...
+		$(GO) -C $$dir run $(STATICCHECK) ./...
+		$(GO) -C $$dir mod tidy -diff
+	done
+	$(GO) test -count=1 -run '^Test(ImportRules|TopLevel)$$' ./test
+
+bench: build ## benchmarks, side by side with what users do today
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout=60m ./...
+
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@for pkg in $$($(GO) list ./...); do
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do
+			echo "$$pkg $$f"
+			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg
+		done
+	done
+
+soak: build s3server ## all tests SOAK (10) times, in another order each time
+	@test/install
+	for i in $$(seq $(SOAK)); do
+		echo "round $$i of $(SOAK)"
+		$(GO) test -race -count=1 -shuffle=on -timeout=60m ./...
+	done
+
+cover: build s3server ## statement coverage of all tests, in bin/cover.html
+	@$(GO) test -coverpkg=./... -coverprofile=bin/cover.out ./...
+	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
+	$(GO) tool cover -func=bin/cover.out | tail -n 1
+
+check: ## exactly what the build server runs
+	@.ci/run
+
+clean: ## remove what make made
+	@rm -rf bin demo
