@@ -1,0 +1,375 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"sync"
+)
+
+const (
+	defaultBlock    = mib
+	minBlock        = 4 * kib
+	defaultSpan     = 4 * mib
+	defaultParallel = 8
+)
+
+// Fetcher fills whole aligned ranges of one immutable thing.
+type Fetcher interface {
+	// ReadRange fills p with the bytes from off. off is a multiple of the
+	// reader's block size, p is several blocks or ends with the thing, and both
+	// lie inside the size given to Cache.Reader. It returns nil only when all of
+	// p is filled, and keeps no reference to p. It must return soon after ctx
+	// ends, and must pass ctx on when it reads through the same Cache. Calls are
+	// concurrent.
+	ReadRange(ctx context.Context, p []byte, off int64) error
+}
+
+// ReaderConfig says how one thing is fetched. The zero value is useful.
+type ReaderConfig struct {
+	// Block is the unit of caching in bytes, a power of two of at least 4096.
+	// Default 1 MiB. Anything else is raised to the next such number.
+	Block int64
+	// Span is the bytes of the largest fetch: several neighbouring missing blocks
+	// are got with one call. Default 4 MiB; never below Block, and never above
+	// 1/16 of the pool unless one block is.
+	Span int64
+	// Parallel is how many read-ahead fetches one stream may have in flight.
+	// Default 8.
+	Parallel int
+}
+
+// Reader reads one immutable thing through the cache. Its methods may be called
+// concurrently.
+type Reader struct {
+	c       *Cache
+	fetcher Fetcher
+	serial  uint64
+	size    int64 // bytes
+	block   int64 // bytes
+	shift   int   // block is 1<<shift
+	blocks  int64 // number of blocks
+	span    int64 // blocks in one fetch at most
+	window  int64 // bytes ahead of a stream at most
+	par     int
+
+	ctx    context.Context // parent of read-ahead; ends with Close
+	cancel context.CancelFunc
+
+	// Guarded by Cache.mu.
+	closed  bool
+	entries map[int64]*batch // blocks in flight and in the pool
+	streams [streams]stream
+	clock   uint64 // touches of streams
+
+	stored  sync.Mutex      // guards gone and inStore
+	gone    bool            // nothing more goes to the store
+	inStore map[int64]*kept // blocks given to the store
+}
+
+// Reader returns a reader of the size bytes that f fetches. It does no I/O. Two
+// readers share nothing but memory, even over the same Fetcher.
+func (c *Cache) Reader(f Fetcher, size int64, rc ReaderConfig) *Reader {
+	if rc.Block <= 0 {
+		rc.Block = defaultBlock
+	}
+	shift := bits.Len64(uint64(max(rc.Block, minBlock)) - 1)
+	r := &Reader{
+		c: c, fetcher: f, serial: c.serial.Add(1), size: max(size, 0),
+		block: 1 << shift, shift: shift,
+		entries: map[int64]*batch{}, inStore: map[int64]*kept{},
+	}
+	r.blocks = (r.size + r.block - 1) >> shift
+	if rc.Span <= 0 {
+		rc.Span = defaultSpan
+	}
+	r.span = max(1, min(rc.Span, c.lim.batch)>>shift)
+	r.par = rc.Parallel
+	if r.par <= 0 {
+		r.par = defaultParallel
+	}
+	r.window = min(r.span<<shift*int64(r.par), c.lim.ahead)
+	r.ctx, r.cancel = context.WithCancel(c.ctx)
+	return r
+}
+
+// Size returns the bytes of the whole thing.
+func (r *Reader) Size() int64 { return r.size }
+
+// Close cancels the reader's read-ahead and drops its blocks, some of them a
+// little later. Reads after it still work, each by a fetch. Closing again does
+// nothing.
+func (r *Reader) Close() {
+	c := r.c
+	r.cancel()
+	c.mu.Lock()
+	if r.closed {
+		c.mu.Unlock()
+		return
+	}
+	r.closed = true
+	for _, b := range r.entries {
+		if b.where != nil { // else still in flight: it is dropped at landing
+			c.drop(b)
+		}
+	}
+	open := !c.closed
+	if open {
+		c.wg.Add(1) // Cache.Close waits until the store is no longer used here
+	}
+	c.mu.Unlock()
+	if !open {
+		return
+	}
+	defer c.wg.Done()
+	c.spill.Lock()
+	r.stored.Lock()
+	r.gone = true
+	indices := make([]int64, 0, len(r.inStore))
+	for i := range r.inStore {
+		indices = append(indices, i)
+	}
+	r.stored.Unlock()
+	c.spill.Unlock()
+	for _, i := range indices {
+		c.store.Del(r.key(i))
+	}
+}
+
+// key is the store's name of block i: serial and index packed, then mixed by a
+// bijection, because the store's counters look at few bits. Beyond 2^32 blocks or
+// readers two blocks may share a key, so a hit is checked.
+func (r *Reader) key(i int64) uint64 {
+	k := r.serial<<32 ^ uint64(i)
+	k = (k ^ k>>30) * 0xbf58476d1ce4e5b9
+	k = (k ^ k>>27) * 0x94d049bb133111eb
+	return k ^ k>>31
+}
+
+// find looks block i up: its bytes when they are in memory, its batch when it is
+// in the pool or in flight. Callers hold Cache.mu.
+func (r *Reader) find(i int64) ([]byte, *batch) {
+	if b := r.entries[i]; b != nil {
+		if b.ready {
+			return b.block(i), b
+		}
+		return nil, b
+	}
+	if k, ok := r.c.store.Get(r.key(i)); ok && k.r == r && k.index == i {
+		return k.data, nil
+	}
+	return nil, nil
+}
+
+var errNegative = errors.New("cache: negative offset")
+
+// ReadAt fills p from off. It returns fewer than len(p) bytes only with an error:
+// io.EOF at the end of the thing, the context's error, ErrClosed, or what the
+// Fetcher said about the first block that could not be had.
+func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("%w %d", errNegative, off)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if off >= r.size {
+		return 0, io.EOF
+	}
+	var eof error
+	if int64(len(p)) > r.size-off {
+		p, eof = p[:r.size-off], io.EOF
+	}
+	c := r.c
+	var s *stream
+	for n := 0; n < len(p); {
+		pos := off + int64(n)
+		i := pos >> r.shift
+		c.mu.Lock()
+		if n == 0 {
+			s = r.touch(off, int64(len(p)))
+		}
+		data, b := r.find(i)
+		if data == nil || c.closed {
+			c.mu.Unlock()
+			n, err := r.miss(ctx, p, n, off, s)
+			if err == nil {
+				err = eof
+			}
+			return n, err
+		}
+		c.hit(s, b, n == 0)
+		c.mu.Unlock()
+		n += copy(p[n:], data[pos-i<<r.shift:])
+	}
+	return len(p), eof
+}
+
+// Slice returns the n bytes from off without copying, when they lie inside one
+// block: a part of that block, which the caller must not write and may keep as
+// long as it likes. Otherwise it returns nil and no error; use ReadAt then.
+func (r *Reader) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	i := off >> r.shift
+	end := off + int64(n)
+	if off < 0 || n <= 0 || end > r.size || end < off || (end-1)>>r.shift != i {
+		return nil, nil
+	}
+	c := r.c
+	c.mu.Lock()
+	s := r.touch(off, int64(n))
+	data, b := r.find(i)
+	if data != nil && !c.closed {
+		c.hit(s, b, true)
+		c.mu.Unlock()
+	} else {
+		c.mu.Unlock()
+		refs, err := r.gather(ctx, i, i, s, nil)
+		if err != nil {
+			return nil, err
+		}
+		if data, err = r.bytes(ctx, refs[0]); err != nil {
+			return nil, err
+		}
+	}
+	from := off - i<<r.shift
+	return data[from : from+int64(n) : from+int64(n)], nil
+}
+
+// hit accounts for a block found, b when it was in the pool, and follows the
+// stream s when the read advanced one. Callers hold mu.
+func (c *Cache) hit(s *stream, b *batch, first bool) {
+	c.stats.Hits++
+	if s == nil {
+		return
+	}
+	c.pin(s, b)
+	if first {
+		s.plan()
+	}
+}
+
+// ref is one block of a read that could not be answered from memory alone.
+type ref struct {
+	i    int64
+	data []byte // when it was there
+	b    *batch // else its flight
+}
+
+// miss goes on with a read of p at off after its first n bytes.
+func (r *Reader) miss(ctx context.Context, p []byte, n int, off int64, s *stream) (int, error) {
+	last := (off + int64(len(p)) - 1) >> r.shift
+	// A very long read proceeds in steps, so that what waits to be copied is bounded.
+	step := max(1, r.window>>r.shift, r.span)
+	var room [4]ref
+	for n < len(p) {
+		from := (off + int64(n)) >> r.shift
+		refs, err := r.gather(ctx, from, min(last, from+step-1), s, room[:0])
+		if err != nil {
+			return n, err
+		}
+		for k := range refs {
+			data, err := r.bytes(ctx, refs[k])
+			if err != nil {
+				return n, err
+			}
+			refs[k] = ref{}
+			n += copy(p[n:], data[(off+int64(n))&(r.block-1):])
+		}
+	}
+	return n, nil
+}
+
+// gather finds, joins or starts each block from first to last, neighbours that
+// are missing as one fetch where Span allows, and then looks further ahead.
+func (r *Reader) gather(ctx context.Context, first, last int64, s *stream, refs []ref) ([]ref, error) {
+	nested := ctx.Value(flightKey{}) != nil
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, ErrClosed
+	}
+	for i := first; i <= last; {
+		data, b := r.find(i)
+		if data != nil {
+			c.stats.Hits++
+			refs = append(refs, ref{i: i, data: data})
+			i++
+		} else if b != nil {
+			c.stats.Misses++
+			c.stats.Joined++
+			if nested {
+				c.hurry(b)
+			}
+			refs = append(refs, ref{i: i, b: b})
+			i++
+		} else {
+			n := r.run(i, min(last-i+1, r.span))
+			c.stats.Misses += uint64(n)
+			b = r.start(i, int(n), nil, nested)
+			for range n {
+				refs = append(refs, ref{i: i, b: b})
+				i++
+			}
+		}
+		if s != nil {
+			c.pin(s, b)
+		}
+	}
+	if s != nil {
+		s.plan()
+	}
+	return refs, nil
+}
+
+// run counts the missing blocks from i, which is one, up to limit. Callers hold
+// Cache.mu.
+func (r *Reader) run(i, limit int64) int64 {
+	n := int64(1)
+	for n < limit {
+		if data, b := r.find(i + n); data != nil || b != nil {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// hurry lets a flight go on that waits for memory. Callers hold mu.
+func (c *Cache) hurry(b *batch) {
+	if !b.rush {
+		b.rush = true
+		c.landed.Broadcast()
+	}
+}
+
+// bytes waits for a block. When a fetch it shared with others failed, it is
+// fetched by itself; a second such failure is final.
+func (r *Reader) bytes(ctx context.Context, f ref) ([]byte, error) {
+	for range 2 {
+		if f.data != nil {
+			return f.data, nil
+		}
+		err := f.b.wait(ctx)
+		if err == nil {
+			return f.b.block(f.i), nil
+		}
+		if f.b.err != err || f.b.mine() {
+			return nil, err
+		}
+		refs, err := r.gather(ctx, f.i, f.i, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		f = refs[0]
+	}
+	if f.data != nil {
+		return f.data, nil
+	}
+	if err := f.b.wait(ctx); err != nil {
+		return nil, err
+	}
+	return f.b.block(f.i), nil
+}

@@ -1,0 +1,142 @@
+package cache
+
+// The pool: landed batches in three lists, by who needs them. Everything in this
+// file is called with Cache.mu held.
+
+// list is a queue of batches, oldest first.
+type list struct {
+	front, back *batch
+}
+
+func (l *list) push(b *batch) {
+	b.where, b.prev, b.next = l, l.back, nil
+	if l.back != nil {
+		l.back.next = b
+	} else {
+		l.front = b
+	}
+	l.back = b
+}
+
+// move takes b out of the list it is in and appends it to l.
+func (l *list) move(b *batch) {
+	b.unlink()
+	l.push(b)
+}
+
+// unlink takes b out of the list it is in.
+func (b *batch) unlink() {
+	l := b.where
+	if b.prev != nil {
+		b.prev.next = b.next
+	} else {
+		l.front = b.next
+	}
+	if b.next != nil {
+		b.next.prev = b.prev
+	} else {
+		l.back = b.prev
+	}
+	b.where, b.prev, b.next = nil, nil, nil
+}
+
+// place puts a batch that has just landed where its readers want it.
+func (c *Cache) place(b *batch) {
+	c.ringBytes += b.size
+	switch {
+	case b.pins > 0:
+		c.pinned.push(b)
+	case b.owner != nil:
+		c.ahead.push(b)
+	default:
+		c.old.push(b)
+	}
+}
+
+// drop takes a batch out of the pool. Whoever holds its bytes may go on.
+func (c *Cache) drop(b *batch) {
+	c.claim(b)
+	b.unlink()
+	c.ringBytes -= b.size
+	c.forget(b)
+}
+
+// forget removes every way to find b: its entries and the streams in it.
+func (c *Cache) forget(b *batch) {
+	for i := b.first; i < b.first+int64(b.n); i++ {
+		if b.r.entries[i] == b {
+			delete(b.r.entries, i)
+		}
+	}
+	if b.pins > 0 {
+		for i := range b.r.streams {
+			if s := &b.r.streams[i]; s.cur == b {
+				s.cur = nil
+			}
+		}
+		b.pins = 0
+	}
+}
+
+// reserve makes room for n bytes and returns what had to leave for it. Batches a
+// stream is in the middle of, and those ahead of one, are taken only when there
+// is nothing else.
+func (c *Cache) reserve(n int64) (out []*batch) {
+	for c.ringBytes+c.reserved+n > c.lim.pool {
+		b := c.old.front
+		if b == nil {
+			b = c.pinned.front
+		}
+		if b == nil {
+			b = c.ahead.front
+		}
+		if b == nil {
+			break
+		}
+		c.drop(b)
+		out = append(out, b)
+	}
+	c.reserved += n
+	return out
+}
+
+// claim ends a batch's being ahead of its stream: it has been reached, or given up.
+func (c *Cache) claim(b *batch) {
+	s := b.owner
+	if s == nil {
+		return
+	}
+	b.owner = nil
+	c.unread -= b.size
+	s.unread -= b.size
+	if s.unread == 0 {
+		c.active--
+	}
+	if b.where == &c.ahead {
+		c.old.move(b)
+	}
+}
+
+// pin says that stream s is now reading in b (nil: in a block outside of the
+// pool). The batch it was reading before becomes the newest of the old ones, so
+// that requests arriving late still find it.
+func (c *Cache) pin(s *stream, b *batch) {
+	if s.cur == b {
+		return
+	}
+	if was := s.cur; was != nil {
+		was.pins--
+		if was.pins == 0 && was.where == &c.pinned {
+			c.old.move(was)
+		}
+	}
+	s.cur = b
+	if b == nil {
+		return
+	}
+	c.claim(b)
+	b.pins++
+	if b.where == &c.old {
+		c.pinned.move(b)
+	}
+}
