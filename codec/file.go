@@ -75,7 +75,10 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (f *File) readPart(ctx context.Context, p []byte, off int64) (int, error) {
 	i, end := f.find(off)
 	n := int(min(int64(len(p)), end-off))
-	return n, f.segs[i].fill.Fill(ctx, p[:n], off-f.segs[i].off)
+	if err := f.segs[i].fill.Fill(ctx, p[:n], off-f.segs[i].off); err != nil {
+		return 0, err // what was filled before it is not known
+	}
+	return n, nil
 }
 
 // find returns the segment that holds off, and where it ends.

@@ -265,7 +265,10 @@ func (t *Table) readPart(ctx context.Context, p []byte, off int64) (int, error) 
 	e := t.entry(i)
 	rel := off - i<<t.shift
 	if e&Encoded != 0 {
-		return n, t.decode(ctx, e, p[:n], rel)
+		if err := t.decode(ctx, e, p[:n], rel); err != nil {
+			return 0, err
+		}
+		return n, nil
 	}
 	for n < len(p) {
 		next := off + int64(n)
