@@ -15,3 +15,14 @@ var Formats = []codec.Format{
 
 // Flavours are laid out only, and shown when asked for by name.
 var Flavours = []codec.View{}
+
+// Extensions maps the extension of a file's name to the format it promises.
+var Extensions = extensions()
+
+func extensions() map[string]string {
+	m := map[string]string{"img": "raw"}
+	for _, f := range Formats {
+		m[f.Name()] = f.Name()
+	}
+	return m
+}
