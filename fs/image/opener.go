@@ -47,6 +47,10 @@ type version struct {
 	number            int
 }
 
+func newVersion(im *catalog.Image, d catalog.Disk) version {
+	return version{d.Object.Key, d.Object.ETag, d.Format, d.Object.Size, im.ID, d.Number}
+}
+
 type opening struct {
 	v    version
 	done chan struct{} // closed when disk and err are set
@@ -75,7 +79,7 @@ func (o *Opener) Open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*
 	if im.Err != nil {
 		return nil, fmt.Errorf("image %q: %w: %w", im.Name, codec.ErrCorrupt, im.Err)
 	}
-	v := version{d.Object.Key, d.Object.ETag, d.Format, d.Object.Size, im.ID, d.Number}
+	v := newVersion(im, d)
 	o.mu.Lock()
 	p := o.disks[v]
 	if p == nil {
@@ -93,6 +97,28 @@ func (o *Opener) Open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// Hidden reports whether it is known, without opening anything, that d has no
+// file in view v.
+func (o *Opener) Hidden(im *catalog.Image, d catalog.Disk, v codec.View) bool {
+	o.mu.Lock()
+	p := o.disks[newVersion(im, d)]
+	o.mu.Unlock()
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+	default:
+		return false
+	}
+	if p.err != nil {
+		return false
+	}
+	// Laying out does no I/O and is remembered.
+	_, err := p.disk.File(context.Background(), v)
+	return errors.Is(err, ErrNotShown)
 }
 
 func (o *Opener) run(p *opening, im *catalog.Image, d catalog.Disk) {
@@ -151,7 +177,11 @@ func (o *Opener) detect(ctx context.Context, src codec.Source, format string) (c
 	if err != nil {
 		return nil, err
 	}
-	if found.Name() != format {
+	switch {
+	case found.Name() == format:
+	case found.Name() == "raw":
+		return nil, fmt.Errorf("%w: the content carries no signature of %s", codec.ErrFormat, format)
+	default:
 		return nil, fmt.Errorf("%w: the content is %s", codec.ErrFormat, found.Name())
 	}
 	return found, nil

@@ -57,6 +57,7 @@ type Catalog struct {
 	names   []string           // guarded by mu; sorted; replaced, never changed
 	records map[string]*record // guarded by mu; replaced, never changed
 	bytes   int64              // guarded by mu; of all objects listed
+	newest  time.Time          // guarded by mu; of all objects listed
 }
 
 // record is what a listing knows of a name.
@@ -83,6 +84,7 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 	defer c.refresh.Unlock()
 	var cs []candidate
 	var total int64
+	var newest time.Time
 	for o, err := range c.store.List(ctx, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list the store: %w", err)
@@ -90,6 +92,7 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 		total += o.Size
 		if cand, ok := parse(o, c.exts); ok {
 			cs = append(cs, cand)
+			newest = later(newest, o.ModTime)
 		}
 	}
 	next := make(map[string]*record)
@@ -103,6 +106,7 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 		name, ok := strings.CutSuffix(strings.TrimPrefix(o.Key, Folder), suffix)
 		if ok && CheckName(name) == nil {
 			next[name] = &record{entry: o}
+			newest = later(newest, o.ModTime)
 		}
 	}
 	c.mu.Lock()
@@ -127,9 +131,16 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 			changed = append(changed, name)
 		}
 	}
-	c.records, c.names, c.bytes = next, slices.Sorted(maps.Keys(next)), total
+	c.records, c.names, c.bytes, c.newest = next, slices.Sorted(maps.Keys(next)), total, newest
 	slices.Sort(changed)
 	return changed, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 func sameDisks(a, b *Image) bool {
@@ -150,6 +161,14 @@ func (c *Catalog) Bytes() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.bytes
+}
+
+// ModTime is the time of the newest entry or adopted object: it stands still
+// while the catalog does.
+func (c *Catalog) ModTime() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.newest
 }
 
 // Has reports whether there is an image of that name. It does no I/O.

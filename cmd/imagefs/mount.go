@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"imagefs/fs"
+)
+
+// defaultCache is the size of the block cache where no flag says else.
+const defaultCache = 256 << 20
+
+// mountFlags are what a mount can be told.
+type mountFlags struct {
+	store      storeFlags
+	formats    string
+	cacheSize  size
+	refresh    time.Duration
+	foreground bool
+	allowOther bool
+	uid, gid   int64
+	umask      octal
+	options    []string
+	logFile    string
+	verbose    bool
+}
+
+func mountCommand() *command {
+	f := &mountFlags{cacheSize: defaultCache, umask: 0}
+	c := &command{
+		name: "mount", args: "STORE MOUNTPOINT", summary: "mount a store's images",
+		help: `Returns when the mount answers, and leaves a daemon behind; unmount it with
+umount or "fusermount3 -u". SIGHUP makes the daemon list the store at once.
+The mount explains itself in .imagefs/ (version, config, stats, errors).
+
+Example: imagefs mount ./store /mnt/imagefs
+`,
+	}
+	c.flags = func(set *pflag.FlagSet) {
+		set.StringVar(&f.formats, "formats", "", "formats to show, comma separated, or all (default all but flavours such as sparse.vmdk)")
+		set.Var(&f.cacheSize, "cache-size", "memory for cached blocks, such as 512M")
+		set.DurationVar(&f.refresh, "refresh", 30*time.Second, "time between two listings of the store; 0 to list only on SIGHUP")
+		set.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
+		set.BoolVar(&f.allowOther, "allow-other", false, "let other users see the mount")
+		set.Int64Var(&f.uid, "uid", int64(os.Getuid()), "owner of all files")
+		set.Int64Var(&f.gid, "gid", int64(os.Getgid()), "group of all files")
+		set.Var(&f.umask, "umask", "permission bits to take away, octal")
+		set.StringArrayVarP(&f.options, "options", "o", nil, "options as mount(8) passes them, comma separated")
+		set.StringVar(&f.logFile, "log-file", "", "file to log to in the background (default: .imagefs/errors only)")
+		set.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
+		f.store.add(set)
+	}
+	c.run = func(ctx context.Context, args []string) error {
+		// mount(8) puts its options behind the arguments; pflag takes them anywhere.
+		if err := c.need(args, 2); err != nil {
+			return err
+		}
+		if err := f.applyOptions(); err != nil {
+			return err
+		}
+		if !f.foreground && !isDaemon() {
+			return startDaemon()
+		}
+		err := f.run(ctx, args[0], args[1])
+		if err != nil && isDaemon() {
+			reportFailure(err)
+		}
+		return err
+	}
+	return c
+}
+
+// run mounts and serves until unmounted.
+func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) error {
+	log := f.logger()
+	mountpoint, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return err
+	}
+	if err := checkMountpoint(mountpoint); err != nil {
+		return err
+	}
+	s, err := start(ctx, &f.store, storeName, f.formats, int64(f.cacheSize))
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	// Twice the live heap is the collector's habit; cached blocks are live.
+	debug.SetMemoryLimit(int64(f.cacheSize) + heapBesideCache)
+	server, err := fs.Mount(fs.Config{
+		Source: s.store.name, Mountpoint: mountpoint, AllowOther: f.allowOther,
+		UID: uint32(f.uid), GID: uint32(f.gid), Umask: uint32(f.umask), Options: f.options,
+		Refresh: f.refresh, Log: log, Version: buildVersion(),
+		Settings: f.settings(s, mountpoint), Stats: s.stats(time.Now()),
+	}, s.cat, s.opener)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
+	defer signal.Stop(signals)
+	log.Info("mounted", "path", mountpoint, "store", s.store.name, "images", len(s.cat.Names()))
+	if isDaemon() {
+		if err := detach(f.logFile); err != nil {
+			server.Unmount()
+			return err
+		}
+	}
+	gone := make(chan struct{})
+	go func() { server.Wait(); close(gone) }()
+	for {
+		select {
+		case <-gone:
+			log.Info("unmounted", "path", mountpoint)
+			return nil
+		case sig := <-signals:
+			if sig == syscall.SIGHUP {
+				server.Refresh(context.Background())
+			} else if err := server.Unmount(); err != nil {
+				log.Error("unmount failed", "err", err)
+			}
+		}
+	}
+}
+
+// heapBesideCache is what the daemon may use beside the block cache before the
+// collector works harder: tables of open images, requests under way.
+const heapBesideCache = 256 << 20
+
+func (f *mountFlags) logger() *slog.Logger {
+	level := slog.LevelInfo
+	if f.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// checkMountpoint gives the commonest mistakes words of their own.
+func checkMountpoint(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case os.IsNotExist(err):
+		return fmt.Errorf("mount point %q does not exist: make the folder first", path)
+	case err == nil && !info.IsDir():
+		return fmt.Errorf("mount point %q is not a folder", path)
+	}
+	return nil // a dead mount answers with an error, and is cleared by Mount
+}
+
+func (f *mountFlags) settings(s *session, mountpoint string) any {
+	var shown []string
+	for _, v := range s.opener.Views() {
+		shown = append(shown, v.Name())
+	}
+	return struct {
+		Store      string   `json:"store"`
+		Mountpoint string   `json:"mountpoint"`
+		Formats    []string `json:"formats"`
+		CacheSize  int64    `json:"cache_size"`
+		Refresh    string   `json:"refresh"`
+		Timeout    string   `json:"timeout"`
+		AllowOther bool     `json:"allow_other"`
+		UID        int64    `json:"uid"`
+		GID        int64    `json:"gid"`
+		Umask      string   `json:"umask"`
+		PID        int      `json:"pid"`
+	}{
+		s.store.name, mountpoint, shown, int64(f.cacheSize), f.refresh.String(), f.store.timeout.String(),
+		f.allowOther, f.uid, f.gid, f.umask.String(), os.Getpid(),
+	}
+}
+
+// stats returns what .imagefs/stats shows.
+func (s *session) stats(since time.Time) func() any {
+	return func() any {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		out := map[string]any{
+			"uptime_seconds": int64(time.Since(since).Seconds()),
+			"images":         len(s.cat.Names()),
+			"store":          s.store.Counts(),
+			"cache":          s.cache.Stats(),
+			"memory": map[string]uint64{
+				"heap_bytes": m.HeapAlloc, "system_bytes": m.Sys,
+			},
+		}
+		if s.store.stats != nil {
+			out["s3"] = s.store.stats()
+		}
+		return out
+	}
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"imagefs/fs/image"
+	"imagefs/remote/catalog"
+)
+
+// showImage is all that is known of an image.
+type showImage struct {
+	ID         string            `json:"id"`
+	Name       string            `json:"name"`
+	Status     string            `json:"status"`
+	Created    *time.Time        `json:"created,omitempty"`
+	Modified   time.Time         `json:"modified"`
+	Tags       []string          `json:"tags,omitempty"`
+	Properties map[string]string `json:"properties,omitempty"`
+	Disks      []showDisk        `json:"disks"`
+	Error      string            `json:"error,omitempty"`
+}
+
+type showDisk struct {
+	Number      int        `json:"number"`
+	Format      string     `json:"disk_format"`
+	Object      string     `json:"object"`
+	ETag        string     `json:"etag"`
+	SHA256      string     `json:"sha256,omitempty"`
+	Size        int64      `json:"size"`
+	VirtualSize int64      `json:"virtual_size,omitempty"`
+	Allocated   int64      `json:"allocated,omitempty"` // guest bytes that are not known to be zeros
+	Files       []showFile `json:"files,omitempty"`
+	Notes       []string   `json:"notes,omitempty"`
+	Error       string     `json:"error,omitempty"`
+}
+
+type showFile struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size,omitempty"`
+	Stored bool   `json:"stored,omitempty"` // the stored bytes, not a view
+	Hidden string `json:"not_shown,omitempty"`
+}
+
+func showCommand() *command {
+	var f storeFlags
+	var asJSON bool
+	c := &command{
+		name: "show", args: "STORE IMAGE", summary: "show all that is known of one image",
+		help: "Opens the image's disks and says which files a mount shows of them, how large\neach is, and why one is not shown.\n\nExample: imagefs show ./store centos7\n",
+	}
+	c.flags = func(set *pflag.FlagSet) {
+		set.BoolVar(&asJSON, "json", false, "print JSON")
+		f.add(set)
+	}
+	c.run = func(ctx context.Context, args []string) error {
+		if err := c.need(args, 2); err != nil {
+			return err
+		}
+		s, err := start(ctx, &f, args[0], "all", defaultCache)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		im, err := s.cat.Lookup(ctx, args[1])
+		if err != nil {
+			return err
+		}
+		out := s.show(ctx, im)
+		if asJSON {
+			err = printJSON(out)
+		} else {
+			err = out.print()
+		}
+		if err == nil && out.Status == "error" {
+			err = fmt.Errorf("image %q: %w", im.Name, errBadImages)
+		}
+		return err
+	}
+	return c
+}
+
+func (s *session) show(ctx context.Context, im *catalog.Image) *showImage {
+	out := &showImage{
+		ID: catalog.FormatID(im.ID), Name: im.Name, Status: im.Status, Modified: im.ModTime.UTC(),
+		Tags: im.Tags, Properties: im.Props, Disks: []showDisk{},
+	}
+	if !im.Created.IsZero() {
+		out.Created = &im.Created
+	}
+	if im.Err != nil {
+		out.Status, out.Error = "error", im.Err.Error()
+	}
+	for _, d := range im.Disks {
+		sd := showDisk{
+			Number: d.Number, Format: d.Format, Object: d.Object.Key, ETag: d.Object.ETag,
+			SHA256: d.SHA256, Size: d.Object.Size, VirtualSize: d.VirtualSize,
+		}
+		if im.Err == nil {
+			if err := s.showDisk(ctx, im, d, &sd); err != nil {
+				out.Status, sd.Error = "error", err.Error()
+			}
+		}
+		out.Disks = append(out.Disks, sd)
+	}
+	return out
+}
+
+func (s *session) showDisk(ctx context.Context, im *catalog.Image, d catalog.Disk, sd *showDisk) error {
+	o, err := s.opener.Open(ctx, im, d)
+	if err != nil {
+		return err
+	}
+	sd.VirtualSize, sd.Allocated, sd.Notes = o.Size, o.Data, o.Notes
+	for _, v := range s.opener.Views() {
+		sf := showFile{Name: fmt.Sprintf("disk%d.%s", d.Number, v.Name())}
+		switch f, err := o.File(ctx, v); {
+		case errors.Is(err, image.ErrNotShown):
+			sf.Hidden = strings.TrimPrefix(err.Error(), image.ErrNotShown.Error()+": ")
+		case err != nil:
+			return err
+		default:
+			sf.Size, sf.Stored = f.Size(), f.Stored()
+		}
+		sd.Files = append(sd.Files, sf)
+	}
+	return nil
+}
+
+func (im *showImage) print() error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	row := func(k, v string) {
+		if v != "" {
+			fmt.Fprintf(w, "%s\t%s\n", k, v)
+		}
+	}
+	row("ID", im.ID)
+	row("Name", im.Name)
+	row("Status", im.Status)
+	row("Error", im.Error)
+	if im.Created != nil {
+		row("Created", im.Created.UTC().Format(time.RFC3339))
+	}
+	row("Modified", im.Modified.Format(time.RFC3339))
+	row("Tags", strings.Join(im.Tags, ", "))
+	keys := make([]string, 0, len(im.Properties))
+	for k := range im.Properties {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		row("Property "+k, im.Properties[k])
+	}
+	for _, d := range im.Disks {
+		fmt.Fprintf(w, "\t\n")
+		row(fmt.Sprintf("Disk %d", d.Number), fmt.Sprintf("%s, %s", d.Object, d.Format))
+		row("  Size", fmt.Sprintf("%s (%d)", iec(d.Size), d.Size))
+		if d.VirtualSize > 0 || d.Files != nil {
+			row("  Virtual Size", fmt.Sprintf("%s (%d)", iec(d.VirtualSize), d.VirtualSize))
+		}
+		if d.Files != nil {
+			row("  Allocated", iec(d.Allocated))
+		}
+		row("  ETag", d.ETag)
+		row("  SHA-256", d.SHA256)
+		for _, n := range d.Notes {
+			row("  Note", n)
+		}
+		row("  Error", d.Error)
+		for _, f := range d.Files {
+			switch {
+			case f.Hidden != "":
+				row("  "+f.Name, "not shown: "+f.Hidden)
+			case f.Stored:
+				row("  "+f.Name, fmt.Sprintf("%d bytes, as stored", f.Size))
+			default:
+				row("  "+f.Name, fmt.Sprintf("%d bytes", f.Size))
+			}
+		}
+	}
+	return w.Flush()
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"imagefs/cache"
+	"imagefs/codec"
+	"imagefs/codec/all"
+	"imagefs/fs/image"
+	"imagefs/remote"
+	"imagefs/remote/catalog"
+	"imagefs/remote/dir"
+	"imagefs/remote/s3"
+)
+
+// storeFlags say how a store is reached.
+type storeFlags struct {
+	endpoint, region, pathStyle, profile string
+	anonymous                            bool
+	timeout                              time.Duration
+}
+
+func (f *storeFlags) add(set *pflag.FlagSet) {
+	set.StringVar(&f.endpoint, "endpoint", "", "URL of the S3 service (default AWS, or AWS_ENDPOINT_URL_S3)")
+	set.StringVar(&f.region, "region", "", "S3 region (default AWS_REGION)")
+	set.StringVar(&f.pathStyle, "path-style", "auto", "bucket in the path of requests: auto, path or virtual")
+	set.StringVar(&f.profile, "profile", "", "profile of the shared credentials file (default AWS_PROFILE)")
+	set.BoolVar(&f.anonymous, "anonymous", false, "ask without credentials")
+	set.DurationVar(&f.timeout, "timeout", 30*time.Second, "longest that one read retries before it fails with EIO")
+}
+
+// store is an open store and what is known of it.
+type store struct {
+	*remote.Observed
+	name  string     // for people, and for the mount table
+	stats func() any // of the store's own client, or nil
+	close func() error
+}
+
+// open opens a store by its name on the command line.
+func (f *storeFlags) open(ctx context.Context, name string) (*store, error) {
+	if strings.HasPrefix(name, "s3://") {
+		bucket, prefix, err := s3.ParseURL(name)
+		if err != nil {
+			return nil, usagef("%v", err)
+		}
+		s, err := s3.Open(ctx, s3.Config{
+			Bucket: bucket, Prefix: prefix, Endpoint: f.endpoint, Region: f.region, PathStyle: f.pathStyle,
+			Profile: f.profile, Anonymous: f.anonymous, Budget: f.timeout,
+		})
+		if err != nil {
+			return nil, storeError{err}
+		}
+		return &store{
+			Observed: remote.Observe(s), name: name,
+			stats: func() any { return s.Stats() }, close: func() error { return nil },
+		}, nil
+	}
+	if scheme, _, ok := strings.Cut(name, "://"); ok && scheme != "file" {
+		return nil, usagef("store %q: %q is not a kind of store: give a directory or s3://BUCKET/PREFIX", name, scheme)
+	}
+	path, err := filepath.Abs(strings.TrimPrefix(name, "file://"))
+	if err != nil {
+		return nil, storeError{err}
+	}
+	s, err := dir.Open(path)
+	if err != nil {
+		return nil, storeError{err}
+	}
+	return &store{Observed: remote.Observe(s), name: path, close: s.Close}, nil
+}
+
+// views turns the value of --formats into what is shown.
+func views(names string) ([]codec.View, error) {
+	var known, chosen []codec.View
+	for _, f := range all.Formats {
+		known = append(known, f)
+	}
+	if names == "" {
+		return known, nil
+	}
+	known = append(known, all.Flavours...)
+	if names == "all" {
+		return known, nil
+	}
+	var list []string
+	for _, v := range known {
+		list = append(list, v.Name())
+	}
+	seen := make(map[string]bool)
+	for name := range strings.SplitSeq(names, ",") {
+		found := false
+		for _, v := range known {
+			if v.Name() == name {
+				found = true
+				if !seen[name] {
+					chosen = append(chosen, v)
+				}
+				seen[name] = true
+			}
+		}
+		if !found {
+			return nil, usagef("unknown format %q: choose of %s, or all", name, strings.Join(list, ", "))
+		}
+	}
+	return chosen, nil
+}
+
+// session is a store with its catalog and what opens its images.
+type session struct {
+	store  *store
+	cat    *catalog.Catalog
+	cache  *cache.Cache
+	opener *image.Opener
+}
+
+// start opens a store, lists it and prepares to open images.
+func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize int64) (*session, error) {
+	vs, err := views(formats)
+	if err != nil {
+		return nil, err
+	}
+	c, err := cache.New(cache.Config{Size: cacheSize, FetchTimeout: 2 * f.timeout})
+	if err != nil {
+		return nil, usagef("%v", err)
+	}
+	st, err := f.open(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("open store %q: %w", name, err)
+	}
+	cat, err := catalog.Open(ctx, st, all.Extensions)
+	if err != nil {
+		return nil, fmt.Errorf("open store %q: %w", name, err)
+	}
+	return &session{st, cat, c, image.NewOpener(image.Config{
+		Store: st, Cache: c, Formats: all.Formats, Views: vs, OpenTimeout: 2 * f.timeout,
+	})}, nil
+}
+
+func (s *session) close() {
+	s.cache.Close()
+	s.store.close()
+}

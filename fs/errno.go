@@ -1,0 +1,52 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"syscall"
+
+	"imagefs/codec"
+	"imagefs/fs/image"
+	"imagefs/remote"
+)
+
+// errnos is the one table that turns an error into a number; the first row
+// that matches with errors.Is decides.
+var errnos = []struct {
+	err   error
+	errno syscall.Errno
+}{
+	{image.ErrNotShown, syscall.ENOENT},
+	{remote.ErrChanged, syscall.ESTALE},
+	{remote.ErrCredentials, syscall.EACCES},
+	{fs.ErrPermission, syscall.EACCES},
+	{remote.ErrNoBucket, syscall.EIO},
+	{fs.ErrNotExist, syscall.ENOENT},
+	{fs.ErrExist, syscall.EEXIST},
+	{codec.ErrUnsupported, syscall.EOPNOTSUPP},
+	{codec.ErrCorrupt, syscall.EIO},
+	{codec.ErrFormat, syscall.EIO},
+	{remote.ErrUnavailable, syscall.EIO},
+	{io.ErrUnexpectedEOF, syscall.EIO},
+	{context.Canceled, syscall.EINTR},
+	{context.DeadlineExceeded, syscall.ETIMEDOUT},
+	{syscall.ENOSPC, syscall.ENOSPC},
+	{syscall.EDQUOT, syscall.EDQUOT},
+	{syscall.EFBIG, syscall.EFBIG},
+}
+
+// Errno returns the number that stands for err, and whether the table knew it;
+// EIO where it did not.
+func Errno(err error) (e syscall.Errno, known bool) {
+	if err == nil {
+		return 0, true
+	}
+	for _, row := range errnos {
+		if errors.Is(err, row.err) {
+			return row.errno, true
+		}
+	}
+	return syscall.EIO, false
+}

@@ -1,0 +1,233 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"imagefs/fs/image"
+	"imagefs/remote/catalog"
+)
+
+// Config says how a catalog is mounted.
+type Config struct {
+	Source     string // shown as the file system's device
+	Mountpoint string // an existing folder, absolute
+	AllowOther bool   // users other than the one who mounts may look
+	UID, GID   uint32 // owner of everything
+	Umask      uint32 // permission bits to take away
+	Options    []string
+	Refresh    time.Duration // between two listings of the store; 0: only when asked
+	Log        *slog.Logger
+
+	Version  string // for .imagefs/version
+	Settings any    // for .imagefs/config, shown as JSON
+	Stats    func() any
+}
+
+// Server is a mounted catalog.
+type Server struct {
+	cfg  Config
+	tree *tree
+	fuse *fuse.Server
+
+	stop context.CancelFunc
+	done sync.WaitGroup // of the refresh loop
+}
+
+// Sizes of a request. The kernel splits what is larger; without a read-ahead of
+// the same size, buffered reads arrive in pieces of 128 KiB.
+const (
+	maxRead       = 1 << 20
+	maxBackground = 64 // requests of read-ahead under way at once
+)
+
+// Mount shows cat at cfg.Mountpoint and returns when the mount answers. A dead
+// mount that an earlier daemon left there is cleared first.
+func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := clearDead(cfg.Mountpoint, cfg.Log); err != nil {
+		return nil, err
+	}
+	st := &status{}
+	t := &tree{cfg: cfg, cat: cat, opener: opener, log: cfg.Log, status: st}
+	st.files = []statusFile{
+		{"version", func() []byte { return []byte(cfg.Version + "\n") }},
+		{"config", func() []byte { return renderJSON(cfg.Settings) }},
+		{"errors", st.renderErrors},
+		{"stats", func() []byte {
+			if cfg.Stats == nil {
+				return nil
+			}
+			return renderJSON(cfg.Stats())
+		}},
+	}
+	opts := &fs.Options{
+		// The kernel would believe the entry, not the node.
+		RootStableAttr: &fs.StableAttr{Ino: 1},
+		Logger:         slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		MountOptions: fuse.MountOptions{
+			FsName: cfg.Source, Name: "imagefs",
+			AllowOther: cfg.AllowOther,
+			// Who may read is the kernel's to check, by the modes shown.
+			Options:       append([]string{"default_permissions"}, cfg.Options...),
+			MaxWrite:      maxRead,
+			MaxReadAhead:  maxRead,
+			MaxBackground: maxBackground,
+			// Replies come from memory: splicing a megabyte exceeds a pipe.
+			DisableSplice: true,
+			// Listing must not look every name up: that opens images.
+			DisableReadDirPlus: true,
+			// Files never change, so pages never have to be dropped.
+			ExplicitDataCacheControl: true,
+			Logger:                   slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		},
+	}
+	if os.Geteuid() == 0 {
+		// Without the helper program, and so without needing it installed.
+		opts.DirectMountStrict = true
+		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
+	} else {
+		opts.Options = append(opts.Options, "ro")
+	}
+	root := t.root()
+	root.ino = 1
+	server, err := fs.Mount(cfg.Mountpoint, root, opts)
+	if err != nil {
+		return nil, fmt.Errorf("mount on %q: %w", cfg.Mountpoint, explain(err))
+	}
+	s := &Server{cfg: cfg, tree: t, fuse: server}
+	raiseReadAhead(cfg.Mountpoint, cfg.Log)
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stop = cancel
+	if cfg.Refresh > 0 {
+		s.done.Go(func() { s.refreshLoop(ctx) })
+	}
+	return s, nil
+}
+
+// explain adds what to do to the errors that every new user meets.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOENT) && !exists("/dev/fuse"):
+		return fmt.Errorf("%w (no /dev/fuse: load the fuse module)", err)
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("%w (may this user mount? see fusermount3 and user_allow_other in /etc/fuse.conf)", err)
+	}
+	return err
+}
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+// Wait returns when the file system is no longer mounted, by whomever.
+func (s *Server) Wait() {
+	s.fuse.Wait()
+	s.stop()
+	s.done.Wait()
+}
+
+// Unmount ends the mount. While files are open on it, it is taken out of the
+// tree at once and ends with the last of them.
+func (s *Server) Unmount() error {
+	err := s.fuse.Unmount()
+	if err == nil {
+		return nil
+	}
+	if lazy := unix.Unmount(s.cfg.Mountpoint, unix.MNT_DETACH); lazy == nil {
+		s.cfg.Log.Info("unmounted while in use: open files stay readable until the daemon ends", "path", s.cfg.Mountpoint)
+		return nil
+	}
+	return fmt.Errorf("unmount %q: %w", s.cfg.Mountpoint, err)
+}
+
+// Refresh lists the store anew and makes the kernel forget the names that
+// changed.
+func (s *Server) Refresh(ctx context.Context) {
+	changed, err := s.tree.cat.Refresh(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.tree.fail("refresh", s.cfg.Source, err)
+		}
+		return
+	}
+	if len(changed) > 0 {
+		s.cfg.Log.Info("catalog changed", "images", len(changed), "first", changed[0])
+	}
+}
+
+func (s *Server) refreshLoop(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.Refresh)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.Refresh(ctx)
+		}
+	}
+}
+
+// mountinfo returns the fields of the topmost mount at path, nil without one.
+// It reads the kernel's table: a daemon must not touch its own mount.
+func mountinfo(path string) []string {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 6 && unescape(f[4]) == path {
+			found = f
+		}
+	}
+	return found
+}
+
+var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+func unescape(s string) string { return octal.Replace(s) }
+
+// clearDead unmounts a mount of ours at path whose daemon is gone; anything
+// else there is left alone.
+func clearDead(path string, log *slog.Logger) error {
+	_, err := os.Lstat(path + "/.")
+	if !errors.Is(err, syscall.ENOTCONN) {
+		return nil
+	}
+	if f := mountinfo(path); f == nil || !strings.Contains(strings.Join(f, " "), " - fuse.imagefs ") {
+		return fmt.Errorf("mount on %q: a dead mount of another file system is there: unmount it first", path)
+	}
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+		if err := fusermount(path); err != nil {
+			return fmt.Errorf("clear the dead mount on %q: %w", path, err)
+		}
+	}
+	log.Info("cleared a dead mount", "path", path)
+	return nil
+}
+
+// raiseReadAhead lets buffered reads arrive whole. It needs privilege; without,
+// reads work in smaller pieces.
+func raiseReadAhead(path string, log *slog.Logger) {
+	f := mountinfo(path)
+	if f == nil {
+		return
+	}
+	knob := "/sys/class/bdi/" + f[2] + "/read_ahead_kb"
+	if err := os.WriteFile(knob, []byte(fmt.Sprint(maxRead>>10)), 0); err != nil {
+		log.Debug("read-ahead stays as it is", "err", err)
+	}
+}
