@@ -53,7 +53,7 @@ func extentsErr(d codec.Disk) error {
 	// Zeros are looked at whole where they are few, else at their ends and at
 	// random.
 	r := rand.New(rand.NewPCG(1, uint64(d.Size())))
-	budget := 32 * mib
+	budget := 32 * mib / slow
 	buf := make([]byte, 64*kib)
 	for _, e := range all {
 		if !e.Zero || budget <= 0 {
@@ -178,7 +178,7 @@ func Same(got, want codec.Disk) error {
 		lo, hi := max(off, 0), off+min(n, got.Size()-off)
 		return at(lo, hi-lo)
 	}
-	budget := 64 * mib
+	budget := 64 * mib / slow
 	for e, err := range want.Extents(context.Background(), 0, want.Size()) {
 		if err != nil {
 			return err
@@ -192,7 +192,7 @@ func Same(got, want codec.Disk) error {
 		budget -= e.Len
 	}
 	r := rand.New(rand.NewPCG(2, uint64(got.Size())))
-	for range 200 {
+	for range 200 / slow {
 		if err := around(r.Int64N(got.Size()), 8*kib); err != nil {
 			return err
 		}
@@ -227,16 +227,15 @@ func checkRandom(t *testing.T, d codec.Disk) {
 	}
 	r := rand.New(rand.NewPCG(3, uint64(d.Size())))
 	buf := make([]byte, 300*kib)
-	for range 300 {
+	stale := bytes.Repeat([]byte{0xa5}, len(buf))
+	for range 300 / slow {
 		off := r.Int64N(d.Size() + 1)
 		n := r.Int64N(int64(len(buf)))
 		if r.IntN(2) == 0 {
 			n = r.Int64N(600)
 		}
 		p := buf[:n]
-		for i := range p {
-			p[i] = 0xa5 // what a read leaves out shows
-		}
+		copy(p, stale) // what a read leaves out shows
 		m, err := d.ReadAt(ctx, p, off)
 		want := whole[off:min(off+n, d.Size())]
 		if m != len(want) || m == len(p) && err != nil && err != io.EOF || m < len(p) && err != io.EOF {

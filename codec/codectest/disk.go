@@ -192,7 +192,12 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return n, eof
 }
 
+// The three below work on memory of the caller's alone, and are most of the time
+// of a test under the race detector otherwise.
+
 // word makes the 8 bytes at 8*i.
+//
+//go:norace
 func (d *Disk) word(i int64) uint64 {
 	if d.soft {
 		return mix(d.seed+uint64(i>>6)) ^ uint64(i&63)
@@ -201,6 +206,8 @@ func (d *Disk) word(i int64) uint64 {
 }
 
 // mix scrambles x: a bijection of which every bit depends on every other.
+//
+//go:norace
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -208,6 +215,9 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
+// fill makes the data at off.
+//
+//go:norace
 func (d *Disk) fill(p []byte, off int64) {
 	var b [8]byte
 	if in := off & 7; in != 0 && len(p) > 0 {

@@ -2,4 +2,7 @@
 
 package codectest
 
-const raceEnabled = false
+const (
+	raceEnabled = false
+	slow        = 1
+)

@@ -2,4 +2,9 @@
 
 package codectest
 
-const raceEnabled = true // the race detector drops pooled values at random
+// The race detector drops pooled values at random, and slows what is only
+// sampled here by so much.
+const (
+	raceEnabled = true
+	slow        = 4
+)

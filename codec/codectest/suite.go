@@ -178,6 +178,8 @@ func (s *suite) roundTrip(t *testing.T) {
 			}
 			if f.Size() <= 16*mib {
 				checkRandom(t, f)
+			}
+			if got.Size() <= 16*mib { // a small file may hold a large disk
 				checkRandom(t, got)
 			}
 		})
