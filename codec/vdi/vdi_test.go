@@ -84,6 +84,8 @@ func same(t testing.TB, got, want codec.Disk) {
 	}
 }
 
+func TestFormat(t *testing.T) { codectest.Run(t, Format) }
+
 func TestWorkedExampleHasItsLength(t *testing.T) {
 	f := layout(t, codectest.Example())
 	if f.Size() != 10485760 {
