@@ -5,11 +5,13 @@ import (
 	"imagefs/codec"
 	"imagefs/codec/raw"
 	"imagefs/codec/vdi"
+	"imagefs/codec/vhd"
 )
 
 // Formats are read and laid out; raw, which claims what no other does, is last.
 var Formats = []codec.Format{
 	vdi.Format,
+	vhd.Format,
 	raw.Format,
 }
 
