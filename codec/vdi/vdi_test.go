@@ -30,7 +30,7 @@ func testDisks() []*codectest.Disk {
 		codectest.Full(3*mib+1001, 1),
 		codectest.Alternating(20*mib, 64<<10),
 		codectest.Alternating(20*mib, mib),
-		codectest.Scattered(3<<40, 9, 1),
+		codectest.Scattered(200<<30, 9, 1),
 	}
 }
 

@@ -32,7 +32,7 @@ func testDisks() []*codectest.Disk {
 		codectest.Full(3*mib+1001, 1),
 		codectest.Alternating(20*mib, 64<<10),
 		codectest.Alternating(20*mib, 2*mib),
-		codectest.Scattered(1<<40, 9, 1),
+		codectest.Scattered(200<<30, 9, 1),
 	}
 }
 
@@ -174,8 +174,8 @@ func TestGeometry(t *testing.T) {
 		{128 << 20, 963, 16, 17},
 		{20959232, 602, 4, 17}, // this and the next four as qemu-img has them
 		{35616768, 1023, 4, 17},
-		{142745600, 563, 16, 31},
-		{507904000, 985, 16, 63},
+		{142974976, 563, 16, 31},
+		{508354560, 985, 16, 63},
 		{1548288000, 3000, 16, 63},
 		{1 << 30, 2080, 16, 63},
 		{127 << 30, 65278, 16, 255},
