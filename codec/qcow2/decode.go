@@ -53,8 +53,6 @@ func (d *decoder) decode(ctx context.Context, e codec.Entry, dst []byte) error {
 	return nil
 }
 
-var errShort = errors.New("data ends before the cluster is full")
-
 // maxWindow is the largest zstd window read, what the reference decoder takes
 // without being asked. It costs nothing: the window is the cluster.
 const maxWindow = 128 << 20
