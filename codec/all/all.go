@@ -3,6 +3,7 @@ package all
 
 import (
 	"imagefs/codec"
+	"imagefs/codec/qcow2"
 	"imagefs/codec/raw"
 	"imagefs/codec/vdi"
 	"imagefs/codec/vhd"
@@ -10,6 +11,7 @@ import (
 
 // Formats are read and laid out; raw, which claims what no other does, is last.
 var Formats = []codec.Format{
+	qcow2.Format,
 	vdi.Format,
 	vhd.Format,
 	raw.Format,
