@@ -7,6 +7,7 @@ import (
 	"imagefs/codec/raw"
 	"imagefs/codec/vdi"
 	"imagefs/codec/vhd"
+	"imagefs/codec/vhdx"
 )
 
 // Formats are read and laid out; raw, which claims what no other does, is last.
@@ -14,6 +15,7 @@ var Formats = []codec.Format{
 	qcow2.Format,
 	vdi.Format,
 	vhd.Format,
+	vhdx.Format,
 	raw.Format,
 }
 
