@@ -8,6 +8,7 @@ import (
 	"imagefs/codec/vdi"
 	"imagefs/codec/vhd"
 	"imagefs/codec/vhdx"
+	"imagefs/codec/vmdk"
 )
 
 // Formats are read and laid out; raw, which claims what no other does, is last.
@@ -16,11 +17,14 @@ var Formats = []codec.Format{
 	vdi.Format,
 	vhd.Format,
 	vhdx.Format,
+	vmdk.Format,
 	raw.Format,
 }
 
 // Flavours are laid out only, and shown when asked for by name.
-var Flavours = []codec.View{}
+var Flavours = []codec.View{
+	vmdk.Sparse,
+}
 
 // Extensions maps the extension of a file's name to the format it promises.
 var Extensions = extensions()
