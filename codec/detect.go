@@ -56,8 +56,11 @@ func atEnd(n int, magic string) func(head, tail []byte) bool {
 
 func qcow(versions ...uint32) func(head, tail []byte) bool {
 	return func(head, _ []byte) bool {
-		if !hasAt(head, 0, "QFI\xfb") || len(head) < 8 {
+		if !hasAt(head, 0, "QFI\xfb") {
 			return false
+		}
+		if len(head) < 8 {
+			return len(versions) == 0
 		}
 		v := binary.BigEndian.Uint32(head[4:])
 		for _, w := range versions {
@@ -99,7 +102,7 @@ var signatures = []signature{
 	{"zip archive", at(0, "PK\x03\x04")},
 	{"tar archive", at(257, "ustar")},
 	{"vmdk descriptor without its extents", vmdkText},
-	{"cloop", at(0, "#!/bin/sh\n#V2.0 Format\nmodprobe cloop")},
+	{"cloop", cloop},
 	{"dmg", atEnd(512, "koly")},
 }
 
@@ -119,6 +122,13 @@ func vmdkText(head, _ []byte) bool {
 		return line == "version=1" || line == "version=2" || line == "version=3"
 	}
 	return false
+}
+
+// cloop knows the script of up to 128 bytes, whatever its version, by which
+// such a file mounts itself.
+func cloop(head, _ []byte) bool {
+	text := head[:min(len(head), 128)]
+	return hasAt(text, 0, "#!") && bytes.Contains(text, []byte("cloop"))
 }
 
 // Signatures names every format whose signature the ends of a file carry.
@@ -146,13 +156,32 @@ func Detect(formats []Format, head, tail []byte) (Format, error) {
 		}
 		return nil, Unsupportedf("content is a %s", names[0])
 	}
+	var found Format
 	for _, f := range formats {
-		if f.Probe(head, tail) {
-			return f, nil
+		if !f.Probe(head, tail) {
+			continue
 		}
+		if found != nil {
+			return nil, Unsupportedf("content is %s and %s at the same time", found.Name(), f.Name())
+		}
+		found = f
 	}
-	return nil, fmt.Errorf("%w: content has no known signature", ErrFormat)
+	if found == nil {
+		return nil, fmt.Errorf("%w: content has no known signature", ErrFormat)
+	}
+	return found, nil
 }
 
+var zeroPage [4096]byte
+
 // Empty reports whether b is all zeros.
-func Empty(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
+func Empty(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeroPage))
+		if !bytes.Equal(b[:n], zeroPage[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}

@@ -3,6 +3,8 @@ package codec
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"iter"
 	"sort"
 	"sync"
@@ -61,8 +63,14 @@ func (f *File) Literal(b []byte) { f.Append(int64(len(b)), literal(b)) }
 // Zero adds n zeros: a hole.
 func (f *File) Zero(n int64) { f.Append(n, zeros{}) }
 
-// ZeroTo adds zeros up to offset off, which must not lie behind.
-func (f *File) ZeroTo(off int64) { f.Zero(off - f.size) }
+// ZeroTo adds zeros up to offset off. One that lies behind is an error in the
+// arithmetic of a layout, whose bytes would all be wrong: it panics.
+func (f *File) ZeroTo(off int64) {
+	if off < f.size {
+		panic(fmt.Sprintf("codec: zeros up to %#x in a file that is at %#x", off, f.size))
+	}
+	f.Zero(off - f.size)
+}
 
 // Guest adds the n bytes of d from off on, and zeros where d ends before.
 func (f *File) Guest(d Disk, off, n int64) { f.Append(n, &Guest{d, off}) }
@@ -191,10 +199,13 @@ func readZero(ctx context.Context, d Disk, p []byte, off int64) error {
 		return nil
 	}
 	n, err := d.ReadAt(ctx, p[:have], off)
-	if n < have {
-		return err
+	if n == have {
+		return nil
 	}
-	return nil
+	if err == nil || err == io.EOF { // the disk is shorter than its size says
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // guestExtents are those of [off, off+n) of d, zeros behind its end, moved to
@@ -244,7 +255,7 @@ func (d *Packed) Fill(ctx context.Context, p []byte, rel int64) error {
 		b := d.Map.Select(k)
 		end := b + 1
 		if head == 0 {
-			end, _ = d.Map.run(b)
+			end, _ = d.Map.run(b, b+Ceil(in+int64(len(p)), block))
 		}
 		at := b*block + in - head
 		n := int(min(int64(len(p)), end*block-at))
@@ -256,27 +267,19 @@ func (d *Packed) Fill(ctx context.Context, p []byte, rel int64) error {
 	return nil
 }
 
-// Extents shows holes inside blocks that are larger than the disk's own.
+// Extents shows holes inside blocks that are larger than the disk's own. With a
+// prefix all is data: a hole between two would be no larger than a block, and
+// finding it would take a step for each.
 func (d *Packed) Extents(ctx context.Context, off, n int64) iter.Seq2[Extent, error] {
+	if len(d.Prefix) > 0 {
+		return one(Extent{Off: off, Len: n})
+	}
 	return coalesce(func(yield func(Extent, error) bool) {
-		head, block, stride := int64(len(d.Prefix)), d.Map.Block(), d.Stride()
+		block := d.Map.Block()
 		for stop := off + n; off < stop; {
-			k := off / stride
-			in := off - k*stride
-			if in < head {
-				m := min(head-in, stop-off)
-				if !yield(Extent{Off: off, Len: m}, nil) {
-					return
-				}
-				off += m
-				continue
-			}
-			b := d.Map.Select(k)
-			end := b + 1
-			if head == 0 {
-				end, _ = d.Map.run(b)
-			}
-			at := b*block + in - head
+			b, in := d.Map.Select(off/block), off%block
+			end, _ := d.Map.run(b, b+Ceil(in+stop-off, block))
+			at := b*block + in
 			m := min(end*block-at, stop-off)
 			for e, err := range guestExtents(ctx, d.Disk, at, m, off) {
 				if !yield(e, err) || err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"iter"
 	"math/bits"
 	"sort"
@@ -26,10 +27,18 @@ type Map struct {
 
 const wordsPerRank = 8 // 512 blocks per count
 
-// NewMap maps d in blocks of the given size, a power of two.
+// MaxBlocks bounds a map, 128 TiB in blocks of 64 KiB, to 288 MiB of memory: a
+// small image can claim a disk whose map no machine holds.
+const MaxBlocks = 1 << 31
+
+// NewMap maps d in blocks of the given size, a power of two. [ErrTooLarge] when
+// these are more than [MaxBlocks].
 func NewMap(ctx context.Context, d Disk, block int64) (*Map, error) {
 	m := &Map{size: d.Size(), shift: uint(bits.TrailingZeros64(uint64(block)))}
 	m.n = Ceil(m.size, block)
+	if m.n > MaxBlocks {
+		return nil, fmt.Errorf("%w: %d bytes are more than %d blocks of %d bytes", ErrTooLarge, m.size, int64(MaxBlocks), block)
+	}
 	m.words = make([]uint64, Ceil(m.n, 64))
 	for e, err := range d.Extents(ctx, 0, m.size) {
 		if err != nil {
@@ -90,6 +99,9 @@ func (m *Map) Has(i int64) bool {
 
 // Rank is the number of allocated blocks below i; i may be past the end.
 func (m *Map) Rank(i int64) int64 {
+	if i <= 0 {
+		return 0
+	}
 	if i >= m.n {
 		return m.Count()
 	}
@@ -123,27 +135,28 @@ func (m *Map) Select(k int64) int64 {
 	}
 }
 
-// run returns the end of the run of blocks with one status that begins at i.
-func (m *Map) run(i int64) (end int64, set bool) {
-	set = m.Has(i)
-	for i < m.n {
+// run returns the end of the run of blocks with one status that begins at i,
+// looked for up to limit only.
+func (m *Map) run(i, limit int64) (end int64, set bool) {
+	set, limit = m.Has(i), min(limit, m.n)
+	for i < limit {
 		x := m.words[i/64]
 		if set {
 			x = ^x
 		}
 		x >>= uint(i) % 64
 		if x != 0 {
-			return min(i+int64(bits.TrailingZeros64(x)), m.n), set
+			return min(i+int64(bits.TrailingZeros64(x)), limit), set
 		}
 		i = (i/64 + 1) * 64
 	}
-	return m.n, set
+	return limit, set
 }
 
 // Run returns where the run of one status that holds byte off ends, at most
 // the disk's size, and whether it reads as zeros. off lies within the disk.
 func (m *Map) Run(off int64) (end int64, zero bool) {
-	b, set := m.run(off >> m.shift)
+	b, set := m.run(off>>m.shift, m.n)
 	if b >= m.n {
 		return m.size, !set
 	}
@@ -158,9 +171,9 @@ func (m *Map) Extents(_ context.Context, off, n int64) iter.Seq2[Extent, error] 
 		}
 		end := off + min(n, m.size-off)
 		for off < end {
-			b, set := m.run(off >> m.shift)
+			b, set := m.run(off>>m.shift, (end-1)>>m.shift+1)
 			stop := end
-			if b < m.n {
+			if b < m.n { // else b<<shift may lie past the disk's end
 				stop = min(end, b<<m.shift)
 			}
 			if !yield(Extent{Off: off, Len: stop - off, Zero: !set}, nil) {
@@ -171,12 +184,14 @@ func (m *Map) Extents(_ context.Context, off, n int64) iter.Seq2[Extent, error] 
 	}
 }
 
-// Sum is a hash of the map: a part of the name of a disk's content.
+// Sum is a hash of the map, its size and its block size: a part of the name of
+// a disk's content.
 func (m *Map) Sum() [32]byte {
 	h := sha256.New()
 	var b [512]byte
 	n := binary.PutUvarint(b[:], uint64(m.size))
-	h.Write(b[:n])
+	b[n] = byte(m.shift)
+	h.Write(b[:n+1])
 	for i := 0; i < len(m.words); {
 		k := 0
 		for ; k < len(b) && i < len(m.words); k += 8 {
@@ -189,7 +204,7 @@ func (m *Map) Sum() [32]byte {
 }
 
 // Mapped returns d with its extents answered by m, which was made of d: no
-// I/O, and the same answer for ever.
+// I/O, and the same answer for ever. It is still [Coded] and [Noted] if d is.
 func Mapped(d Disk, m *Map) Disk { return mapped{d, m} }
 
 type mapped struct {
@@ -199,4 +214,18 @@ type mapped struct {
 
 func (d mapped) Extents(ctx context.Context, off, n int64) iter.Seq2[Extent, error] {
 	return d.m.Extents(ctx, off, n)
+}
+
+func (d mapped) Unit() int64 {
+	if c, ok := d.Disk.(Coded); ok {
+		return c.Unit()
+	}
+	return 0
+}
+
+func (d mapped) Notes() []string {
+	if n, ok := d.Disk.(Noted); ok {
+		return n.Notes()
+	}
+	return nil
 }

@@ -95,6 +95,9 @@ func (t *Table) Claim(off, n int64, what string) error {
 
 // Set says that guest block i stands whole at off in the file.
 func (t *Table) Set(i, off int64) error {
+	if err := t.inside(i); err != nil {
+		return err
+	}
 	n := t.Block()
 	if off <= 0 || off >= t.src.Size() {
 		return Corruptf("block %d at %#x: past the end of the file (%d bytes)", i, off, t.src.Size())
@@ -113,9 +116,19 @@ func (t *Table) Set(i, off int64) error {
 	return nil
 }
 
+func (t *Table) inside(i int64) error {
+	if i < 0 || i >= t.Blocks() {
+		return Corruptf("block %d of a disk of %d blocks", i, t.Blocks())
+	}
+	return nil
+}
+
 // SetEncoded says that guest block i is decoded from e, and that its bytes
 // begin with at least n bytes at off in the file.
 func (t *Table) SetEncoded(i int64, e Entry, off, n int64) error {
+	if err := t.inside(i); err != nil {
+		return err
+	}
 	if err := t.Claim(off, n, "encoded block"); err != nil {
 		return err
 	}
@@ -131,7 +144,7 @@ func (t *Table) SetMask(i int64, zero uint32) {
 	}
 	p := i / t.per
 	if t.masks[p] == nil {
-		t.masks[p] = make([]uint32, t.per)
+		t.masks[p] = make([]uint32, min(t.per, t.Blocks()-p*t.per))
 	}
 	t.masks[p][i%t.per] = zero
 }
@@ -170,6 +183,15 @@ func (t *Table) Unit() int64 {
 		return 0
 	}
 	return t.Block()
+}
+
+// Offset is where block i stands in the file, 0 for a block that stands nowhere
+// or is encoded.
+func (t *Table) Offset(i int64) int64 {
+	if e := t.entry(i); e&Encoded == 0 {
+		return int64(e)
+	}
+	return 0
 }
 
 func (t *Table) entry(i int64) Entry {
