@@ -112,8 +112,11 @@ func (s *stream) plan() {
 	for s.planned < end {
 		first := s.planned
 		n := min(end, first-first%r.span+r.span) - first
-		n = min(n, s.room())
-		if n <= 0 {
+		room := s.room()
+		if room < n && s.unread > 0 {
+			return // wait for the room of a whole fetch, rather than make small ones
+		}
+		if n = min(n, room); n <= 0 {
 			return
 		}
 		if data, b := r.find(first); data != nil || b != nil {
