@@ -1,0 +1,40 @@
+// Package s3 is an object store in a bucket of an S3 server: Amazon's or any
+// other that speaks its protocol.
+//
+// # Reads
+//
+// Every read is one range request that names the ETag it is pinned to, and
+// what comes back is believed only if its ETag, range and length are those
+// asked for. A body that is cut, or stalls, is resumed at the missing byte.
+//
+// # Writes
+//
+// A conditional put is one request with If-None-Match or If-Match, whatever
+// its size: some servers ignore conditions on the completion of a multipart
+// upload. Unconditional puts above 64 MiB are multipart uploads. Each put
+// carries a random mark in its user metadata: when the answer to a request was
+// lost and its repetition is refused, the mark tells whether the first one
+// had won. What was stored is asked for afterwards, and its size checked.
+//
+// # Retries
+//
+// The client below never retries; this package does, in one place, with
+// growing random pauses: errors of the connection, statuses that ask for it
+// (429, 500, 502, 503, 504), cut bodies, stalls. An operation ends when it had
+// no progress for Config.Budget: progress is the delivery of a further 64 KiB
+// or of the rest. What will not go away (403, 404, 412) is returned at once.
+//
+// # Credentials
+//
+// They come from, in this order: Config, the environment, the shared
+// credentials file and its profiles, a web identity or container endpoint
+// named by the environment, the metadata service of the machine. They are
+// fetched again before they expire and after a server refused them.
+//
+// # Memory
+//
+// A put from a reader that can neither seek nor be read at offsets holds up to
+// four parts of 16 MiB, or the whole body up to 64 MiB where that goes into
+// one request. Other puts and reads hold nothing beyond the caller's buffer
+// and the buffers of connections.
+package s3

@@ -1,0 +1,175 @@
+package s3
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+
+	"imagefs/remote"
+)
+
+const (
+	maxSingle = 64 << 20 // above it, unconditional puts go in parts
+	maxPut    = 5 << 30  // the protocol's limit for one request
+
+	// markName is the user metadata that tells one put from another.
+	markName = "Imagefs-Put"
+)
+
+// Put stores size bytes of r under key.
+func (s *Store) Put(ctx context.Context, key string, r io.Reader, size int64, c remote.Cond) (remote.Object, error) {
+	if err := remote.CheckKey(key); err != nil {
+		return remote.Object{}, fmt.Errorf("put: %w", err)
+	}
+	if size < 0 || c.Absent && c.ETag != "" {
+		return remote.Object{}, fmt.Errorf("put %q: %d bytes with condition %+v is not possible", key, size, c)
+	}
+	o, err := s.put(ctx, key, r, size, c)
+	if err != nil {
+		return remote.Object{}, fmt.Errorf("put %q: %w", key, err)
+	}
+	return o, nil
+}
+
+func (s *Store) put(ctx context.Context, key string, r io.Reader, size int64, c remote.Cond) (remote.Object, error) {
+	if err := ctx.Err(); err != nil {
+		return remote.Object{}, err
+	}
+	p := &put{s: s, key: key, size: size, cond: c, mark: rand.Text()}
+	var etag string
+	var err error
+	switch {
+	case c == (remote.Cond{}) && size > s.maxSingle:
+		etag, err = p.multipart(ctx, r)
+	case size > maxPut:
+		return remote.Object{}, fmt.Errorf("%w: a conditional put of more than %d bytes", remote.ErrUnsupported, int64(maxPut))
+	default:
+		etag, err = p.single(ctx, r)
+	}
+	if err != nil {
+		return remote.Object{}, err
+	}
+	info, err := s.head(ctx, key)
+	ours := err == nil && (info.ETag == etag || p.marked(info))
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return remote.Object{}, fmt.Errorf("look at what was stored: %w", err)
+	case !ours:
+		// Another writer came after, but what this one wrote was there.
+		return remote.Object{Key: key, ETag: etag, Size: size, ModTime: time.Now().Truncate(time.Second)}, nil
+	case info.Size != size:
+		return remote.Object{}, fmt.Errorf("the server stored %d bytes of %d", info.Size, size)
+	}
+	return object(key, info), nil
+}
+
+// put is one Put under way.
+type put struct {
+	s    *Store
+	key  string
+	size int64
+	cond remote.Cond
+	mark string
+
+	unsure bool // an earlier attempt may have been carried out
+	bare   bool // to be tried with a bare If-Match
+}
+
+func (p *put) options() minio.PutObjectOptions {
+	opts := minio.PutObjectOptions{
+		// Signed chunks are refused by some servers, and stored as part
+		// of the object by others.
+		DisableContentSha256: true,
+		UserMetadata:         map[string]string{markName: p.mark},
+	}
+	if strings.HasSuffix(p.key, ".json") {
+		opts.ContentType = "application/json"
+	}
+	if p.cond.Absent {
+		opts.SetMatchETagExcept("*")
+	}
+	if p.cond.ETag != "" {
+		opts.SetMatchETag(p.cond.ETag)
+	}
+	return opts
+}
+
+// single stores the object in one request.
+func (p *put) single(ctx context.Context, r io.Reader) (etag string, err error) {
+	body, err := newBody(r, p.size)
+	if err != nil {
+		return "", err
+	}
+	err = p.s.do(ctx, func(ctx context.Context, t *try) error {
+		if p.bare || p.s.bare.Load() {
+			ctx = withBareMatch(ctx)
+		}
+		rd, err := body.start(t, &p.s.stats)
+		if err != nil {
+			return err
+		}
+		defer rd.stop()
+		info, err := p.s.client.PutObject(ctx, p.s.bucket, p.s.prefix+p.key, rd, p.size, "", "", p.options())
+		if err == nil {
+			etag = info.ETag
+			if p.bare {
+				p.s.bare.Store(true)
+			}
+			return nil
+		}
+		if broken := rd.broken(); broken != nil {
+			return broken
+		}
+		t.alive()
+		etag, err = p.refused(ctx, err)
+		return err
+	})
+	return etag, err
+}
+
+// refused says what the error of a put means, given its condition. If it means
+// that an attempt before had won, there is none, but the ETag of what it wrote.
+func (p *put) refused(ctx context.Context, err error) (etag string, _ error) {
+	st := status(err)
+	lost := st == http.StatusPreconditionFailed || p.cond.ETag != "" && code(err) == "NoSuchKey"
+	switch {
+	case p.cond == (remote.Cond{}):
+		return "", err
+	case !lost:
+		// What has no status was cut on the way there or on the way back.
+		p.unsure = p.unsure || st == 0 || st >= 500
+		return "", err
+	case p.unsure || !p.cond.Absent && !p.bare && !p.s.bare.Load():
+		info, serr := p.s.client.StatObject(ctx, p.s.bucket, p.s.prefix+p.key, minio.StatObjectOptions{})
+		switch {
+		case serr != nil && status(serr) != http.StatusNotFound:
+			return "", serr
+		case serr == nil && p.unsure && p.marked(info):
+			return info.ETag, nil
+		case serr == nil && !p.cond.Absent && !p.bare && info.ETag == p.cond.ETag:
+			// The version is there: the refusal is about the quotes.
+			p.bare = true
+			return "", errQuotes
+		}
+	}
+	if p.cond.Absent {
+		return "", final{fmt.Errorf("%w: %w", fs.ErrExist, plain(err))}
+	}
+	return "", final{fmt.Errorf("%w: %w", remote.ErrChanged, plain(err))}
+}
+
+// errQuotes asks for another attempt without quotes.
+var errQuotes = errors.New("the server does not match a quoted etag")
+
+// marked reports whether an object was written by this put.
+func (p *put) marked(info minio.ObjectInfo) bool {
+	return info.Metadata.Get("X-Amz-Meta-"+markName) == p.mark
+}
