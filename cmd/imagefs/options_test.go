@@ -1,0 +1,128 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"imagefs/remote"
+)
+
+func TestSizeFlag(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want size
+		ok   bool
+	}{
+		{"512", 512, true},
+		{"64K", 64 << 10, true},
+		{"512M", 512 << 20, true},
+		{"2GiB", 2 << 30, true},
+		{"1tb", 1 << 40, true},
+		{"", 0, false},
+		{"M", 0, false},
+		{"-1", 0, false},
+		{"1.5G", 0, false},
+		{"12K3", 0, false},
+		{"9999999999T", 0, false},
+	} {
+		var s size
+		err := s.Set(tc.in)
+		if (err == nil) != tc.ok || s != tc.want {
+			t.Errorf("%q: got %d, %v; want %d, ok %v", tc.in, s, err, tc.want, tc.ok)
+		}
+	}
+}
+
+func TestIEC(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 5 << 40: "5.0 TiB", 1<<63 - 1: "8.0 EiB",
+	} {
+		if got := iec(n); got != want {
+			t.Errorf("%d: got %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestMountOptions(t *testing.T) {
+	f := &mountFlags{options: []string{"rw,noexec,allow_other,uid=12", "gid=34,umask=022,formats=vdi+raw,refresh=5s,timeout=7s,cache_size=1G,_netdev,x-systemd.automount"}}
+	if err := f.applyOptions(); err != nil {
+		t.Fatal(err)
+	}
+	if !f.allowOther || f.uid != 12 || f.gid != 34 || f.umask != 0o22 || f.formats != "vdi,raw" ||
+		f.refresh != 5*time.Second || f.store.timeout != 7*time.Second || f.cacheSize != 1<<30 {
+		t.Errorf("flags %+v", f)
+	}
+	if !slices.Equal(f.options, []string{"noexec"}) {
+		t.Errorf("passed on to the kernel: %q", f.options)
+	}
+	for _, bad := range []string{"colour=red", "uid=nobody-at-all", "umask=9", "refresh=soon", "cache_size=much"} {
+		f := &mountFlags{options: []string{bad}}
+		var usage usageError
+		if err := f.applyOptions(); !errors.As(err, &usage) || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%q: got %v, want a usage error that quotes it", bad, err)
+		}
+	}
+}
+
+func TestViews(t *testing.T) {
+	names := func(list string) string {
+		vs, err := views(list)
+		if err != nil {
+			return err.Error()
+		}
+		var s []string
+		for _, v := range vs {
+			s = append(s, v.Name())
+		}
+		return strings.Join(s, ",")
+	}
+	if got := names("vmdk,qcow2,vmdk"); got != "vmdk,qcow2" {
+		t.Errorf("chosen: %s", got)
+	}
+	if got := names("sparse.vmdk"); got != "sparse.vmdk" {
+		t.Errorf("a flavour by name: %s", got)
+	}
+	if got := names(""); strings.Contains(got, "sparse") || !strings.Contains(got, "vhdx") {
+		t.Errorf("default: %s", got)
+	}
+	if got := names("all"); !strings.Contains(got, "sparse.vmdk") {
+		t.Errorf("all: %s", got)
+	}
+	if got := names("floppy"); !strings.Contains(got, `"floppy"`) || !strings.Contains(got, "sparse.vmdk") {
+		t.Errorf("unknown: %s", got)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{errors.New("any"), 1},
+		{usagef("what"), 2},
+		{storeError{fs.ErrPermission}, 3},
+		{remote.ErrUnavailable, 3},
+		{fs.ErrNotExist, 4},
+		{errBadImages, 5},
+		{failed{verdict{Code: 3}}, 3},
+	} {
+		if got := exitCode(tc.err); got != tc.want {
+			t.Errorf("%v: got %d, want %d", tc.err, got, tc.want)
+		}
+	}
+}
+
+func TestEveryCommandExplainsItself(t *testing.T) {
+	for _, c := range commands() {
+		var b strings.Builder
+		printHelp(&b, c)
+		if !strings.Contains(b.String(), c.summary) || !strings.Contains(b.String(), "imagefs "+c.name) {
+			t.Errorf("%s: %s", c.name, b.String())
+		}
+	}
+}
