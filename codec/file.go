@@ -267,19 +267,33 @@ func (d *Packed) Fill(ctx context.Context, p []byte, rel int64) error {
 	return nil
 }
 
-// Extents shows holes inside blocks that are larger than the disk's own. With a
-// prefix all is data: a hole between two would be no larger than a block, and
-// finding it would take a step for each.
+// minHole is the size of blocks up to which the holes between prefixes are not
+// shown: the map has no finer ones, and a walk takes a step for each block.
+const minHole = 64 << 10
+
+// Extents shows holes inside blocks that are larger than the disk's own.
 func (d *Packed) Extents(ctx context.Context, off, n int64) iter.Seq2[Extent, error] {
-	if len(d.Prefix) > 0 {
+	head, block, stride := int64(len(d.Prefix)), d.Map.Block(), d.Stride()
+	if head > 0 && block <= minHole {
 		return one(Extent{Off: off, Len: n})
 	}
 	return coalesce(func(yield func(Extent, error) bool) {
-		block := d.Map.Block()
 		for stop := off + n; off < stop; {
-			b, in := d.Map.Select(off/block), off%block
-			end, _ := d.Map.run(b, b+Ceil(in+stop-off, block))
-			at := b*block + in
+			k, in := off/stride, off%stride
+			if in < head {
+				m := min(head-in, stop-off)
+				if !yield(Extent{Off: off, Len: m}, nil) {
+					return
+				}
+				off += m
+				continue
+			}
+			b := d.Map.Select(k)
+			end := b + 1
+			if head == 0 {
+				end, _ = d.Map.run(b, b+Ceil(in+stop-off, block))
+			}
+			at := b*block + in - head
 			m := min(end*block-at, stop-off)
 			for e, err := range guestExtents(ctx, d.Disk, at, m, off) {
 				if !yield(e, err) || err != nil {

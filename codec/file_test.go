@@ -74,6 +74,9 @@ func newRender(t testing.TB, r *rand.Rand) *render {
 		case 4, 5:
 			d := randomDisk(r, 1+r.Int64N(20000))
 			block := int64(512) << r.IntN(3)
+			if r.IntN(8) == 0 {
+				block = 128 << 10 // shows its holes between prefixes too
+			}
 			p := &codec.Packed{Disk: d, Map: newMap(t, d, block)}
 			if r.IntN(2) == 0 {
 				p.Prefix = bytes.Repeat([]byte{0xf7}, 1+r.IntN(30))
@@ -86,15 +89,10 @@ func newRender(t testing.TB, r *rand.Rand) *render {
 				if !set {
 					continue
 				}
-				if p.Prefix == nil {
-					v.guest(t, d, int64(i)*block, block)
-					continue
-				}
-				// With a prefix all is data.
-				from := len(v.data)
 				v.add(p.Prefix, true)
+				from := len(v.data)
 				v.guest(t, d, int64(i)*block, block)
-				for k := from; k < len(v.data); k++ {
+				for k := from; k < len(v.data) && p.Prefix != nil && block < 128<<10; k++ {
 					v.data[k] = true
 				}
 			}
