@@ -15,6 +15,9 @@ SOAK        ?= 10
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 
+# mke2fs and others live where only root looks.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 # A test run covers a real server, real mounts and a booting guest.
 TESTFLAGS   ?= -race -shuffle=on -timeout=30m
 
@@ -37,6 +40,7 @@ demo: ## install what it needs, mount a small store, copy a disk out, compare it
 test: ## install what the tests need and run all of them, end to end included
 	@test/install
 	$(MAKE) --no-print-directory build s3server
+	export IMAGEFS_REQUIRE_TOOLS=1 IMAGEFS_BIN="$$PWD/bin/imagefs" IMAGEFS_S3SERVER="$$PWD/bin/s3server"
 	CGO_ENABLED=1 $(GO) test $(TESTFLAGS) ./...
 	echo "once more on one processor, where some deadlocks show:"
 	GOMAXPROCS=1 $(GO) test -shuffle=on -timeout=10m ./cache/... ./fs/...

@@ -31,7 +31,7 @@ var rules = []rule{
 	{"cache", nil, "the cache holds blocks of anything: it knows no format, no store and no FUSE"},
 	{"remote/*", []string{"remote"}, "a store and the catalog know what all stores share, and no other store"},
 	{"remote", nil, "remote is objects: it knows no format, no cache and no FUSE"},
-	{"fs/image", []string{"codec", "codec/all", "cache", "remote", "remote/catalog"}, "it opens a catalog entry in a format"},
+	{"fs/image", []string{"codec", "codec/all", "codec/raw", "cache", "remote", "remote/catalog"}, "it opens a catalog entry in a format; stored bytes are shown as raw ones"},
 	{"fs/stage", []string{"codec", "codec/all", "remote", "remote/catalog"}, "it imports what was written to the mount"},
 	{"fs", []string{"fs/image", "fs/stage", "remote/catalog", "remote", "cache", "codec"}, "nodes are thin: formats and stores are behind fs/image and fs/stage"},
 	{"cmd/imagefs", []string{"fs", "fs/*", "cache", "codec", "codec/all", "remote", "remote/*"}, "cmd assembles the program; single formats come through codec/all"},
