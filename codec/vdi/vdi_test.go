@@ -28,8 +28,8 @@ func testDisks() []*codectest.Disk {
 		codectest.LastSector(8*mib + 512),
 		codectest.LastSector(3 * mib),
 		codectest.Full(3*mib+1001, 1),
-		codectest.Alternating(20*mib, 64<<10),
-		codectest.Alternating(20*mib, mib),
+		codectest.Alternating(6*mib, 64<<10),
+		codectest.Alternating(6*mib, mib),
 		codectest.Scattered(200<<30, 9, 1),
 	}
 }
@@ -101,15 +101,10 @@ func TestWorkedExampleHasItsLength(t *testing.T) {
 	}
 }
 
-func TestOpenReversesLayout(t *testing.T) {
-	for _, d := range testDisks() {
-		t.Run(d.Name, func(t *testing.T) { same(t, mustOpen(t, layout(t, d)), d) })
-	}
-}
-
 func TestLayoutReadByOthers(t *testing.T) {
 	for _, d := range testDisks() {
 		t.Run(d.Name, func(t *testing.T) {
+			t.Parallel()
 			raw := codectest.RawFile(t, d)
 			file := filepath.Join(t.TempDir(), "disk.vdi")
 			codectest.WriteFile(t, file, layout(t, d))

@@ -30,8 +30,8 @@ func testDisks() []*codectest.Disk {
 		codectest.LastSector(8*mib + 512),
 		codectest.LastSector(6 * mib),
 		codectest.Full(3*mib+1001, 1),
-		codectest.Alternating(20*mib, 64<<10),
-		codectest.Alternating(20*mib, 2*mib),
+		codectest.Alternating(6*mib, 64<<10),
+		codectest.Alternating(10*mib, 2*mib),
 		codectest.Scattered(200<<30, 9, 1),
 	}
 }
