@@ -2,7 +2,6 @@ package codectest
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"runtime"
@@ -128,7 +127,7 @@ func (s *suite) largeLayout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(fmt.Sprintf("%d extents of the file in %v", len(es), time.Since(start)))
+	t.Logf("%d extents of the file in %v", len(es), time.Since(start))
 	start = time.Now()
 	got, err := s.open.Open(context.Background(), f)
 	if err != nil {

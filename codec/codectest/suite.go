@@ -149,14 +149,15 @@ func (s *suite) layout(t *testing.T, d *Disk) *codec.File {
 func (s *suite) opened(t *testing.T, src codec.Source) codec.Disk {
 	t.Helper()
 	// A table is read in large pieces, but never much more than the file.
-	d, err := s.open.Open(context.Background(), Bounded(src, s.maxReads, 2*src.Size()+mib))
-	if err != nil {
+	ctx := context.Background()
+	if _, err := s.open.Open(ctx, Bounded(src, s.maxReads, 2*src.Size()+mib)); err != nil {
 		t.Fatalf("open: %v", err)
 	}
-	if d, err = s.open.Open(context.Background(), src); err != nil {
+	d, err := s.open.Open(ctx, src) // without the budget
+	if err != nil {
 		t.Fatalf("open again: %v", err)
 	}
-	return d // without the budget
+	return d
 }
 
 func (s *suite) roundTrip(t *testing.T) {
