@@ -213,9 +213,7 @@ func (c *Cache) left(k *kept) {
 	c.storeBytes.Add(-int64(len(k.data)))
 	c.evicted.Add(1)
 	k.r.stored.Lock()
-	if k.r.inStore[k.index] == k {
-		delete(k.r.inStore, k.index)
-	}
+	delete(k.r.inStore, k.index)
 	k.r.stored.Unlock()
 }
 
@@ -242,25 +240,27 @@ func (c *Cache) keep(batches []*batch) {
 
 // keepBlock hands one block to the store. The store takes it into a buffer of
 // 32768 items whatever their size and weighs it later, so waiting for it now and
-// then is what bounds the memory. Callers hold c.spill.
+// then is what bounds the memory. Callers hold Cache.spill.
 func (c *Cache) keepBlock(k *kept) {
-	size := int64(len(k.data))
-	k.r.stored.Lock()
-	gone := k.r.gone
-	if !gone {
-		k.r.inStore[k.index] = k
+	r := k.r
+	r.stored.Lock()
+	// The same block may come twice, when it was fetched again on its way here.
+	skip := r.gone || r.inStore[k.index] != nil
+	if !skip {
+		r.inStore[k.index] = k
 	}
-	k.r.stored.Unlock()
-	if gone {
+	r.stored.Unlock()
+	if skip {
 		return
 	}
-	c.storeBytes.Add(size)
-	if !c.store.Set(k.r.key(k.index), k, size) {
-		c.left(k)
-	}
-	c.swapped += size
+	size := int64(len(k.data))
 	if c.swapped+size > c.lim.swap {
 		c.store.Wait()
 		c.swapped = 0
+	}
+	c.swapped += size
+	c.storeBytes.Add(size)
+	if !c.store.Set(r.key(k.index), k, size) {
+		c.left(k)
 	}
 }

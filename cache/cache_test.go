@@ -32,10 +32,10 @@ func newSource(size, block int64) *source {
 	return &source{size: size, block: block, count: map[int64]int{}}
 }
 
-// fill writes what the thing has at off: a stamp in each 128 bytes, else zeros,
+// fill writes what the thing has at off: a stamp in each 512 bytes, else zeros,
 // because more would make the race detector's runs slow.
 func fill(p []byte, off int64) {
-	const stride = 128
+	const stride = 512
 	clear(p)
 	for o := off &^ (stride - 1); o < off+int64(len(p)); o += stride {
 		var w [8]byte
@@ -158,8 +158,8 @@ func TestScanFetchesEachByteOnce(t *testing.T) {
 		readers               int
 	}{
 		{"one reader, 16 MiB cache", 16 * mib, 1024 * mib, mib, 0, 0, 128 * kib, 1},
-		{"one reader, 64 MiB cache", 64 * mib, 1024 * mib, mib, 0, 0, 128 * kib, 1},
-		{"one reader, 256 MiB cache", 256 * mib, 1024*mib + 77, mib, 0, 0, 128 * kib, 1},
+		{"one reader, 64 MiB cache", 64 * mib, 512 * mib, mib, 0, 0, 128 * kib, 1},
+		{"one reader, 256 MiB cache", 256 * mib, 512*mib + 77, mib, 0, 0, 128 * kib, 1},
 		{"one reader, default cache, 1 MiB reads", 0, 512*mib + 77, mib, 0, 0, mib, 1},
 		{"one reader, unaligned reads", 16 * mib, 256*mib + 4097, mib, 0, 0, 100_001, 1},
 		{"eight readers, 16 MiB cache", 16 * mib, 256 * mib, mib, 0, 0, 128 * kib, 8},
@@ -175,7 +175,7 @@ func TestScanFetchesEachByteOnce(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			size := tt.size
 			if testing.Short() || raceEnabled {
-				size = size/8 + 5
+				size = size/32 + 5
 			}
 			c := open(t, Config{Size: tt.cache})
 			var wg sync.WaitGroup
@@ -334,12 +334,12 @@ func TestFlightHasItsOwnDeadline(t *testing.T) {
 }
 
 func TestRandomReadsCostOneBlockEach(t *testing.T) {
-	const size, block = 1 << 30, mib
+	const size, block = 1 << 30, 64 * kib
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	c := open(t, Config{Size: 64 * mib})
 	src := newSource(size, block)
-	r := c.Reader(src, size, ReaderConfig{})
+	r := c.Reader(src, size, ReaderConfig{Block: block})
 	p, want := make([]byte, 4*kib), make([]byte, 4*kib)
 	for range 2000 {
 		off := rnd.Int64N(size/4096) * 4096
