@@ -304,21 +304,6 @@ func FuzzDescriptor(f *testing.F) {
 	})
 }
 
-// FuzzOpen opens bytes of any origin.
-func FuzzOpen(f *testing.F) {
-	tiny := codectest.New("tiny", 33*mib+512, 1, codectest.Range{Off: 0, Len: 512}, codectest.Range{Off: 33 * mib, Len: 512})
-	f.Add(image(f, Sparse, tiny))
-	f.Add(image(f, Format, tiny))
-	f.Add(image(f, Format, codectest.Empty(512)))
-	f.Add(headStream(131, map[int64][]byte{0: deflated(make([]byte, grainLen)), 1: deflated(make([]byte, 3*sector))}))
-	f.Add([]byte("# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 1 FLAT \"x\" 0\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, err := codectest.OpenHostile(Format, b); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // memory is a disk in memory, all data.
 type memory struct{ *codectest.Disk }
 
