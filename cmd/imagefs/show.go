@@ -160,7 +160,7 @@ func (im *showImage) print() error {
 		row("Property "+k, im.Properties[k])
 	}
 	for _, d := range im.Disks {
-		fmt.Fprintf(w, "\t\n")
+		fmt.Fprintln(w) // ends the columns: each disk has its own
 		row(fmt.Sprintf("Disk %d", d.Number), fmt.Sprintf("%s, %s", d.Object, d.Format))
 		row("  Size", fmt.Sprintf("%s (%d)", iec(d.Size), d.Size))
 		if d.VirtualSize > 0 || d.Files != nil {
