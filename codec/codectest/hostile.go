@@ -188,7 +188,7 @@ func meta(a, b []byte) []int {
 
 // maxFlips bounds the damaged files tried; the bytes of a larger header are
 // tried at equal distances.
-const maxFlips = 6000 / slow
+const maxFlips = 6000 / slow / slow
 
 // flips: a flipped bit in any header or table is refused, or gives a disk that
 // keeps its contract. Nothing panics, and work stays bounded.

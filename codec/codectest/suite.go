@@ -163,6 +163,9 @@ func (s *suite) opened(t *testing.T, src codec.Source) codec.Disk {
 func (s *suite) roundTrip(t *testing.T) {
 	for _, d := range Disks() {
 		t.Run(d.Name, func(t *testing.T) {
+			if raceEnabled && d.Size() > 4*tib {
+				t.Skip("maps and tables of this size take the race detector too long")
+			}
 			f := s.layout(t, d)
 			if f == nil {
 				t.Skip("too large for the format")
