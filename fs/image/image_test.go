@@ -22,7 +22,7 @@ import (
 )
 
 // opener returns an opener and the catalog of a store.
-func opener(t *testing.T, s remote.Store, maxOpen int) (*image.Opener, *catalog.Catalog) {
+func opener(t testing.TB, s remote.Store, maxOpen int) (*image.Opener, *catalog.Catalog) {
 	t.Helper()
 	c, err := cache.New(cache.Config{Size: 32 << 20})
 	if err != nil {
@@ -50,7 +50,7 @@ func put(t *testing.T, s remote.Store, key string, b []byte) {
 }
 
 // open opens disk 0 of an image.
-func open(t *testing.T, o *image.Opener, cat *catalog.Catalog, name string) (*image.Disk, error) {
+func open(t testing.TB, o *image.Opener, cat *catalog.Catalog, name string) (*image.Disk, error) {
 	t.Helper()
 	im, err := cat.Lookup(t.Context(), name)
 	if err != nil {
@@ -84,7 +84,7 @@ func stored(t *testing.T, f codec.View, d codec.Disk) []byte {
 }
 
 // format returns the format of that name.
-func format(t *testing.T, name string) codec.Format {
+func format(t testing.TB, name string) codec.Format {
 	t.Helper()
 	for _, f := range all.Formats {
 		if f.Name() == name {
