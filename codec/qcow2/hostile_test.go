@@ -314,7 +314,7 @@ func TestDamaged(t *testing.T) {
 			try(bytes.Clone(whole[:n]), "cut to", n)
 		}
 		r := rand.New(rand.NewPCG(1, 1))
-		for i := range 2000 {
+		for i := range 700 {
 			b := bytes.Clone(whole)
 			for range 1 + r.IntN(4) {
 				at := []int{r.IntN(128), l1 + r.IntN(8), l2 + r.IntN(48)}[r.IntN(3)]

@@ -95,6 +95,7 @@ func TestLayoutReaders(t *testing.T) {
 		codectest.Scattered(3*tib+512, 60, 4),
 	} {
 		t.Run(d.Name, func(t *testing.T) {
+			t.Parallel()
 			raw := codectest.RawFile(t, d)
 			img := filepath.Join(t.TempDir(), "img.qcow2")
 			codectest.WriteFile(t, img, layout(t, d))

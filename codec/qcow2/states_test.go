@@ -71,6 +71,7 @@ func TestStates(t *testing.T) {
 		{"dirty", "lazy_refcounts=on", []string{"write -P 7 0 200k", "write -P 8 1M 64k", "abort"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			img := made(t, tt.opts, "4M", tt.commands...)
 			if tt.name == "dirty" {
 				b, err := os.ReadFile(img)
@@ -120,6 +121,7 @@ func TestRefusedImages(t *testing.T) {
 		{"AES", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"}, "AES"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			img := filepath.Join(t.TempDir(), "img")
 			codectest.Exec(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, tt.args...), img, "1M")...)
 			_, err := Format.Open(context.Background(), codectest.File(t, img))
