@@ -39,7 +39,7 @@ var rules = []rule{
 }
 
 // Packages that only tests import, and that tests of any package may import.
-var testOnly = []string{"codec/codectest", "remote/remotetest"}
+var testOnly = []string{"codec/codectest", "remote/remotetest", "remote/mem"}
 
 // A third-party module has one home, so that it can be replaced there.
 var homes = []rule{

@@ -185,7 +185,8 @@ const descriptorSectors = 20
 
 // newDescriptor writes the text for a disk of so many sectors, padded to its
 // sectors. view is the name of the flavour: two files with one UUID cannot be
-// registered with VirtualBox at once.
+// registered with VirtualBox at once, and libvmdk opens the file by the name in
+// its text.
 func newDescriptor(view, createType string, sectors int64, f codec.Facts) ([]byte, error) {
 	content := f.VersionUUID("vmdk", "content")
 	// All ones means "no parent", all ones less one is taken too.
@@ -195,7 +196,7 @@ func newDescriptor(view, createType string, sectors int64, f codec.Facts) ([]byt
 	id := hex.EncodeToString(content[:])
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=%s\nparentCID=ffffffff\ncreateType=\"%s\"\n\n", id[24:], createType)
-	fmt.Fprintf(&b, "# Extent description\nRW %d SPARSE \"%s.vmdk\"\n\n", sectors, plain(f.Name))
+	fmt.Fprintf(&b, "# Extent description\nRW %d SPARSE \"%s.%s\"\n\n", sectors, plain(f.Name), view)
 	fmt.Fprintf(&b, "# The Disk Data Base\n#DDB\n\n")
 	fmt.Fprintf(&b, "ddb.adapterType = \"lsilogic\"\n")
 	fmt.Fprintf(&b, "ddb.geometry.cylinders = \"%d\"\n", max(1, sectors/(255*63)))

@@ -27,7 +27,7 @@ func toolDisks() []*codectest.Disk {
 		codectest.LastSector(64*kib + 512),
 		codectest.Full(3*mib+1, 1),
 		codectest.Full(512, 2),
-		codectest.Alternating(70*mib, 64*kib),
+		codectest.Alternating(36*mib, 64*kib),
 		codectest.Scattered(5*mib+4242, 100, 7),
 		codectest.Example(),
 		codectest.New("last-group", 96*mib+512, 5, codectest.Range{Off: 96 * mib, Len: 512}),
@@ -41,7 +41,7 @@ func TestOutsideReaders(t *testing.T) {
 			t.Run(v.Name()+"/"+d.Name, func(t *testing.T) {
 				raw := codectest.RawFile(t, d)
 				// libvmdk finds the extent by the name in the descriptor.
-				path := filepath.Join(t.TempDir(), "disk1.vmdk")
+				path := filepath.Join(t.TempDir(), "disk1."+v.Name())
 				f, err := v.Layout(context.Background(), d, codectest.TestFacts())
 				if err != nil {
 					t.Fatal(err)
@@ -116,8 +116,8 @@ func TestQEMU(t *testing.T) {
 		codectest.LastSector(33*mib + 512),
 		codectest.Full(3*mib+512, 1).Soft(),
 		codectest.Full(2*mib, 1),
-		codectest.Alternating(70*mib, 64*kib).Soft(),
-		codectest.Scattered(300*mib, 60, 3).Soft(),
+		codectest.Alternating(36*mib, 64*kib).Soft(),
+		codectest.Scattered(100*mib, 60, 3).Soft(),
 	} {
 		raw := codectest.RawFile(t, d)
 		for _, kind := range []string{"monolithicSparse", "streamOptimized"} {
