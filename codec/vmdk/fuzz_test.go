@@ -69,6 +69,9 @@ func TestTiny(t *testing.T) {
 func TestEveryFlip(t *testing.T) {
 	for i, b := range tinies() {
 		for at := range b {
+			if i%3 != 0 && at%3 != 0 {
+				continue // two of the five kinds whole, the others in part
+			}
 			old := b[at]
 			// Fields stand at the start of a sector; what follows is padding,
 			// unused entries, text, or the grain.
@@ -86,7 +89,7 @@ func TestEveryFlip(t *testing.T) {
 			}
 			b[at] = old
 		}
-		for n := 0; n < len(b); n += 1 + n%5 {
+		for n := 0; n < len(b); n += 1 + n%11 {
 			if _, err := codectest.OpenHostile(Format, b[:n:n]); err != nil {
 				t.Errorf("image %d cut to %d bytes: %v", i, n, err)
 			}

@@ -47,7 +47,7 @@ func edit(b []byte, old, new string) {
 	text(b, strings.Replace(s, old, new, 1))
 }
 
-const extent = `RW 67585 SPARSE "disk1.vmdk"`
+const extent = `RW 67585 SPARSE "disk1.sparse.vmdk"`
 
 // TestRefusals: what is refused, of which kind the error is, and that it names
 // what is wrong.
@@ -118,8 +118,8 @@ func TestRefusals(t *testing.T) {
 		{"flat extent", false, ed(extent, `RW 67585 FLAT "/etc/shadow" 0`), codec.ErrUnsupported, `type "FLAT": "/etc/shadow"`},
 		{"zero extent", false, ed(extent, `RW 67585 ZERO`), codec.ErrUnsupported, `"ZERO"`},
 		{"no access", false, ed("RW ", "NOACCESS "), codec.ErrUnsupported, "NOACCESS"},
-		{"slash in the name", false, ed("disk1", "../disk1"), codec.ErrUnsupported, `"../disk1.vmdk"`},
-		{"backslash in the name", false, ed("disk1", `c:\disk1`), codec.ErrUnsupported, `"c:\\disk1.vmdk"`},
+		{"slash in the name", false, ed("disk1", "../disk1"), codec.ErrUnsupported, `"../disk1.sparse.vmdk"`},
+		{"backslash in the name", false, ed("disk1", `c:\disk1`), codec.ErrUnsupported, `"c:\\disk1.sparse.vmdk"`},
 		{"extent of few words", false, ed(extent, `RW SPARSE "x"`), codec.ErrCorrupt, "2 words"},
 		{"extent of no number", false, ed("67585", "-67585"), codec.ErrCorrupt, `"-67585"`},
 		{"extent longer", false, ed("67585", "67586"), codec.ErrCorrupt, "extent line of 67586"},
@@ -146,13 +146,13 @@ func TestRefusals(t *testing.T) {
 			words  string
 		}{"createType " + kind, false, ed("monolithicSparse", kind), codec.ErrUnsupported, `createType "` + kind + `"`})
 	}
+	sparseImage, streamImage := image(t, Sparse, small()), image(t, Format, small())
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			v := Sparse
+			b := bytes.Clone(sparseImage)
 			if tt.stream {
-				v = Format
+				b = bytes.Clone(streamImage)
 			}
-			b := image(t, v, small())
 			tt.damage(b)
 			d, err := Format.Open(context.Background(), codectest.Bytes(b))
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.words) {
