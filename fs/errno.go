@@ -26,6 +26,7 @@ var errnos = []struct {
 	{fs.ErrNotExist, syscall.ENOENT},
 	{fs.ErrExist, syscall.EEXIST},
 	{codec.ErrUnsupported, syscall.EOPNOTSUPP},
+	{codec.ErrTooLarge, syscall.EFBIG},
 	{codec.ErrCorrupt, syscall.EIO},
 	{codec.ErrFormat, syscall.EIO},
 	{remote.ErrUnavailable, syscall.EIO},

@@ -33,6 +33,7 @@ func TestErrno(t *testing.T) {
 		{codec.ErrCorrupt, syscall.EIO},
 		{codec.ErrFormat, syscall.EIO},
 		{codec.ErrUnsupported, syscall.EOPNOTSUPP},
+		{codec.ErrTooLarge, syscall.EFBIG},
 		{image.ErrNotShown, syscall.ENOENT},
 		{syscall.ENOSPC, syscall.ENOSPC},
 		{syscall.EDQUOT, syscall.EDQUOT},

@@ -147,7 +147,7 @@ func (o *Opener) run(p *opening, im *catalog.Image, d catalog.Disk) {
 
 // permanent reports whether err lies in the bytes of the version.
 func permanent(err error) bool {
-	return errors.Is(err, codec.ErrCorrupt) || errors.Is(err, codec.ErrUnsupported) || errors.Is(err, codec.ErrFormat)
+	return errors.Is(err, codec.ErrCorrupt) || errors.Is(err, codec.ErrUnsupported) || errors.Is(err, codec.ErrFormat) || errors.Is(err, codec.ErrTooLarge)
 }
 
 func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*Disk, error) {
