@@ -15,15 +15,30 @@ const spareAt = 6 * mib
 
 // layoutBytes is a laid out image, which the tests damage: a disk of 5 MiB with
 // data in its first block, at 4 MiB in the file, and nothing in the others.
-// Two more MiB stand behind the block, at [spareAt].
+// Two more MiB stand behind the block, at [spareAt]. All before the blocks may
+// be changed; it is mended when the test ends.
 func layoutBytes(t testing.TB) []byte {
 	t.Helper()
 	b, err := smallImage()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bytes.Clone(b)
+	var c []byte
+	if p, ok := images.Get().(*[]byte); ok {
+		c = *p
+	} else {
+		c = bytes.Clone(b)
+	}
+	t.Cleanup(func() {
+		copy(c[:batAt+pageLen], b)
+		images.Put(&c)
+	})
+	return c
 }
+
+// images are copies that no test has: a copy of 8 MiB for each of the cases is
+// slow where the race detector looks at every byte.
+var images sync.Pool
 
 var smallImage = sync.OnceValues(func() ([]byte, error) {
 	f, err := Format.Layout(context.Background(), theDisk(), codectest.TestFacts())

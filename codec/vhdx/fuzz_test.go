@@ -11,7 +11,7 @@ import (
 // makes the checksums right unless told not to: what no checksum protects is
 // then what is tried.
 func FuzzOpen(f *testing.F) {
-	base := layoutBytes(f)
+	base := bytes.Clone(layoutBytes(f))
 	size := int64(len(base))
 	head := base[header2At : header2At+80]
 	table := base[regionTable1At : regionTable1At+80]
