@@ -178,6 +178,7 @@ func (known) Probe(head, _ []byte) bool { return false }
 func (known) Open(context.Context, codec.Source) (codec.Disk, error) {
 	return nil, codec.ErrFormat
 }
+
 func (known) Layout(context.Context, codec.Disk, codec.Facts) (*codec.File, error) {
 	return nil, codec.ErrTooLarge
 }

@@ -113,7 +113,8 @@ func naiveExtents(bs []bool, block, size, off, n int64) []codec.Extent {
 
 func gather(t testing.TB, d interface {
 	Extents(context.Context, int64, int64) iter.Seq2[codec.Extent, error]
-}, off, n int64) (es []codec.Extent) {
+}, off, n int64,
+) (es []codec.Extent) {
 	t.Helper()
 	for e, err := range d.Extents(context.Background(), off, n) {
 		if err != nil {

@@ -383,8 +383,15 @@ func TestReadPartsGivesWhatReaderAtPromises(t *testing.T) {
 		n, want   int
 		err       error
 	}{
-		{0, 10, 10, 10, nil}, {0, 10, 11, 10, io.EOF}, {10, 10, 1, 0, io.EOF}, {11, 10, 0, 0, io.EOF},
-		{9, 10, 5, 1, io.EOF}, {3, 10, 0, 0, nil}, {0, 20, 20, 10, boom}, {8, 20, 5, 2, boom}, {0, 0, 5, 0, io.EOF},
+		{0, 10, 10, 10, nil},
+		{0, 10, 11, 10, io.EOF},
+		{10, 10, 1, 0, io.EOF},
+		{11, 10, 0, 0, io.EOF},
+		{9, 10, 5, 1, io.EOF},
+		{3, 10, 0, 0, nil},
+		{0, 20, 20, 10, boom},
+		{8, 20, 5, 2, boom},
+		{0, 0, 5, 0, io.EOF},
 	} {
 		p := make([]byte, c.n)
 		n, err := codec.ReadParts(context.Background(), p, c.off, c.size, part)

@@ -216,6 +216,7 @@ func (opener) Probe(head, _ []byte) bool { return true }
 func (o opener) Open(ctx context.Context, src codec.Source) (codec.Disk, error) {
 	return o(ctx, src)
 }
+
 func (opener) Layout(context.Context, codec.Disk, codec.Facts) (*codec.File, error) {
 	return new(codec.File), nil
 }

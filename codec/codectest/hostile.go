@@ -103,8 +103,10 @@ func (s *suite) truncated(t *testing.T) {
 	want := victim(1)
 	b := s.image(t, want)
 	size := int64(len(b))
-	cuts := []int64{0, 1, 3, 4, 7, 8, 63, 64, 67, 68, 80, 103, 104, 511, 512, 513, 1023, 1024, 1535, 1536, 4095, 4096,
-		65535, 65536, 65540, mib, mib + 512, size - 1, size - 511, size - 512, size - 513, size - 1024, size - 1536, size - 4096, size - 4097, size - 65536}
+	cuts := []int64{
+		0, 1, 3, 4, 7, 8, 63, 64, 67, 68, 80, 103, 104, 511, 512, 513, 1023, 1024, 1535, 1536, 4095, 4096,
+		65535, 65536, 65540, mib, mib + 512, size - 1, size - 511, size - 512, size - 513, size - 1024, size - 1536, size - 4096, size - 4097, size - 65536,
+	}
 	for i := int64(1); i < 16; i++ {
 		cuts = append(cuts, size*i/16, size*i/16/512*512)
 	}

@@ -173,9 +173,11 @@ func sample() []byte {
 }
 
 func sampleHeader() header {
-	return header{version: version11, size: newHeader, kind: typeDynamic, offBlocks: 512, offData: 1024,
+	return header{
+		version: version11, size: newHeader, kind: typeDynamic, offBlocks: 512, offData: 1024,
 		sector: 512, disk: 6*4096 + 2048 + 256, block: 4096, entries: 7, allocated: 3,
-		create: [16]byte{1}, modify: [16]byte{2}}
+		create: [16]byte{1}, modify: [16]byte{2},
+	}
 }
 
 // content is the disk of sample.

@@ -11,8 +11,10 @@ import (
 // tiny is an image of few KiB, in the smallest grains and tables: a fuzzer
 // changes bytes that matter. Its only grain is the second of three.
 func tiny(flags uint32, footer bool) []byte {
-	h := header{version: 3, flags: flagNewlines | flags, capacity: 17, grainSize: minGrain, descriptorOffset: 1, descriptorSize: 1,
-		tableEntries: minTable, gdOffset: 3, rgdOffset: 2, overHead: 5}
+	h := header{
+		version: 3, flags: flagNewlines | flags, capacity: 17, grainSize: minGrain, descriptorOffset: 1, descriptorSize: 1,
+		tableEntries: minTable, gdOffset: 3, rgdOffset: 2, overHead: 5,
+	}
 	if h.compressed() {
 		h.algorithm = algorithmDeflate
 	}

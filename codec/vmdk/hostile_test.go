@@ -136,8 +136,10 @@ func TestRefusals(t *testing.T) {
 		{"grain is a table", false, none(gd + 1), codec.ErrCorrupt, "share"},
 		{"grain twice", false, none(128 + 128), codec.ErrCorrupt, "share"},
 	}
-	for _, kind := range []string{"monolithicFlat", "vmfs", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfsSparse", "seSparse",
-		"vmfsRawDeviceMap", "vmfsPassthroughRawDeviceMap", "fullDevice", "partitionedDevice", "custom"} {
+	for _, kind := range []string{
+		"monolithicFlat", "vmfs", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfsSparse", "seSparse",
+		"vmfsRawDeviceMap", "vmfsPassthroughRawDeviceMap", "fullDevice", "partitionedDevice", "custom",
+	} {
 		tests = append(tests, struct {
 			name   string
 			stream bool
@@ -317,8 +319,10 @@ func deflated(p []byte) []byte {
 // writes it: one group, the given data of its records.
 func headStream(sectors int64, grains map[int64][]byte) []byte {
 	const gd = 21
-	h := header{version: 3, flags: flagNewlines | flagCompressed | flagMarkers, capacity: uint64(sectors), grainSize: grainSectors,
-		descriptorOffset: 1, descriptorSize: descriptorSectors, tableEntries: tableGrains, gdOffset: gd, overHead: 128, algorithm: algorithmDeflate}
+	h := header{
+		version: 3, flags: flagNewlines | flagCompressed | flagMarkers, capacity: uint64(sectors), grainSize: grainSectors,
+		descriptorOffset: 1, descriptorSize: descriptorSectors, tableEntries: tableGrains, gdOffset: gd, overHead: 128, algorithm: algorithmDeflate,
+	}
 	b := make([]byte, 128*sector)
 	copy(b, h.marshal())
 	d, err := newDescriptor("vmdk", "streamOptimized", sectors, codectest.TestFacts())
@@ -442,8 +446,10 @@ func TestRoundedCapacity(t *testing.T) {
 // that is as large as the file is read with few reads.
 func TestManyTables(t *testing.T) {
 	const n = 1 << 18
-	h := header{version: 1, flags: flagNewlines, capacity: n * tableGrains * grainSectors, grainSize: grainSectors,
-		descriptorOffset: 1, descriptorSize: descriptorSectors, tableEntries: tableGrains, gdOffset: 21, overHead: 128}
+	h := header{
+		version: 1, flags: flagNewlines, capacity: n * tableGrains * grainSectors, grainSize: grainSectors,
+		descriptorOffset: 1, descriptorSize: descriptorSectors, tableEntries: tableGrains, gdOffset: 21, overHead: 128,
+	}
 	d, err := newDescriptor("vmdk", "monolithicSparse", int64(h.capacity), codectest.TestFacts())
 	if err != nil {
 		t.Fatal(err)

@@ -212,8 +212,10 @@ func (c *Catalog) load(ctx context.Context, name string, r *record) (*Image, err
 		doc = r.kept.JSON
 	} else {
 		if r.entry.Size > maxEntry {
-			return &Image{Name: name, ID: adoptedID(name), Status: "error", ModTime: r.entry.ModTime,
-				Err: fmt.Errorf("entry %q has %d bytes, more than %d", r.entry.Key, r.entry.Size, maxEntry)}, nil
+			return &Image{
+				Name: name, ID: adoptedID(name), Status: "error", ModTime: r.entry.ModTime,
+				Err: fmt.Errorf("entry %q has %d bytes, more than %d", r.entry.Key, r.entry.Size, maxEntry),
+			}, nil
 		}
 		doc = make([]byte, r.entry.Size)
 		if err := c.store.ReadRange(ctx, r.entry, doc, 0); err != nil {
