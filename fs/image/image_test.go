@@ -42,7 +42,7 @@ func opener(t testing.TB, s remote.Store, maxOpen int) (*image.Opener, *catalog.
 	}), cat
 }
 
-func put(t *testing.T, s remote.Store, key string, b []byte) {
+func put(t testing.TB, s remote.Store, key string, b []byte) {
 	t.Helper()
 	if _, err := s.Put(t.Context(), key, bytes.NewReader(b), int64(len(b)), remote.Cond{}); err != nil {
 		t.Fatal(err)
