@@ -11,6 +11,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 FUZZTIME    ?= 30s
 BENCH       ?= .
+BENCHFLAGS  ?=
 SOAK        ?= 10
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -21,10 +22,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A test run covers a real server, real mounts and a booting guest.
 TESTFLAGS   ?= -race -shuffle=on -timeout=30m
 
-.PHONY: help build s3server demo test lint bench fuzz soak cover check clean
+.PHONY: help build s3server demo test lint bench microbench fuzz soak cover check clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/imagefs
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/imagefs ./cmd/imagefs
@@ -49,14 +50,19 @@ lint: ## formatting, vet, staticcheck, tidy modules, the import rules
 	@bad=$$($(GO) run $(GOFUMPT) -l .)
 	[ -z "$$bad" ] || { echo "not formatted (gofumpt):" >&2; echo "$$bad" >&2; exit 1; }
 	for s in .ci/run $$(grep -rlE '^#!.*bash' test); do bash -n "$$s"; done
-	for dir in . test/s3server; do
+	for dir in . test/s3server test/bench; do
 		$(GO) -C $$dir vet ./...
 		$(GO) -C $$dir run $(STATICCHECK) ./...
 		$(GO) -C $$dir mod tidy -diff
 	done
 	$(GO) test -count=1 -run '^Test(ImportRules|TopLevel)$$' ./test
 
-bench: build ## benchmarks, side by side with what users do today
+bench: build s3server ## compare with what users do today, side by side in one run
+	@test/install
+	$(GO) -C test/bench build -trimpath -o ../../bin/bench .
+	bin/bench $(BENCHFLAGS)
+
+microbench: ## Go benchmarks matching BENCH (all)
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout=60m ./...
 
 fuzz: ## every fuzz target for FUZZTIME (30s)

@@ -75,17 +75,18 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 	}
 	disk.guest = codec.Mapped(guest, m)
 	if c, ok := guest.(codec.Coded); ok && c.Unit() > 0 {
+		block := max(c.Unit(), mapBlock)
 		r := o.cfg.Cache.Reader(fetch{guest}, guest.Size(), cache.ReaderConfig{
-			Block: max(c.Unit(), mapBlock), Span: max(c.Unit(), decodeSpan),
+			Block: block, Span: block, Parallel: int(max(decodeAhead/block, 2)),
 		})
 		disk.guest = &decoded{m, r}
 	}
 	return disk, nil
 }
 
-// decodeSpan is how much one decoding of read-ahead makes: short enough that
-// every processor has one, long enough to cost little beside it.
-const decodeSpan = 512 << 10
+// decodeAhead is how far ahead of a reader decoding goes. Each block is decoded
+// by itself, so that every processor has one, and several readers' share.
+const decodeAhead = 4 << 20
 
 // content names what the disk holds. It must be the same for a copy of the
 // object elsewhere, so it is no ETag: the hash an import recorded, or what the

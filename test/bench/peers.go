@@ -40,6 +40,8 @@ func serveLoopback(dir, mnt string) error {
 		MountOptions: fuse.MountOptions{
 			FsName: "loopback", Name: "loopback", DirectMountStrict: true,
 			MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 64, DisableSplice: true,
+			// Else the kernel reads the file itself and no daemon is measured.
+			DisabledCapabilities: fuse.CAP_PASSTHROUGH,
 		},
 	})
 	if err != nil {
