@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"sync"
 	"time"
 
@@ -73,6 +74,10 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 	if n, ok := guest.(codec.Noted); ok {
 		disk.Notes = n.Notes()
 	}
+	var readers []*cache.Reader
+	if r, ok := src.(*cache.Reader); ok {
+		readers = append(readers, r)
+	}
 	disk.guest = codec.Mapped(guest, m)
 	if c, ok := guest.(codec.Coded); ok && c.Unit() > 0 {
 		block := max(c.Unit(), mapBlock)
@@ -80,8 +85,18 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 			Block: block, Span: block, Parallel: int(max(decodeAhead/block, 2)),
 		})
 		disk.guest = &decoded{m, r}
+		readers = append(readers, r)
 	}
+	// A handle may use the disk long after it left the Opener's list, so
+	// the cache gives its blocks up when nothing can reach the disk any more.
+	runtime.AddCleanup(disk, closeAll, readers)
 	return disk, nil
+}
+
+func closeAll(readers []*cache.Reader) {
+	for _, r := range readers {
+		r.Close()
+	}
 }
 
 // decodeAhead is how far ahead of a reader decoding goes. Each block is decoded

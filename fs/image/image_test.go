@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"imagefs/cache"
 	"imagefs/codec"
@@ -280,5 +282,43 @@ func TestViewsOfACopyAreTheSame(t *testing.T) {
 		if !bytes.Equal(render(t, f1), render(t, f2)) {
 			t.Errorf("%s differs in a copy of the store", v.Name())
 		}
+	}
+}
+
+// TestBlocksOfForgottenDisksAreGivenUp: what no handle and no list holds any
+// more leaves the cache.
+func TestBlocksOfForgottenDisksAreGivenUp(t *testing.T) {
+	s := mem.New()
+	for i := range 8 {
+		put(t, s, fmt.Sprintf("i%d.raw", i), make([]byte, 1<<20))
+	}
+	c, err := cache.New(cache.Config{Size: 32 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	cat, err := catalog.Open(t.Context(), s, all.Extensions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := image.NewOpener(image.Config{Store: s, Cache: c, Formats: all.Formats, Views: []codec.View{raw.Format}, MaxOpen: 1})
+	for i := range 8 {
+		d, err := open(t, o, cat, fmt.Sprintf("i%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := d.File(t.Context(), raw.Format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		render(t, f)
+	}
+	limit := time.Now().Add(30 * time.Second)
+	for c.Stats().Bytes > 2<<20 {
+		if time.Now().After(limit) {
+			t.Fatalf("%d bytes stay cached for one open disk of 1 MiB", c.Stats().Bytes)
+		}
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond)
 	}
 }
