@@ -22,6 +22,36 @@ import (
 // request of the kernel, which cp and others take as their buffer's size.
 const blksize = 1 << 20
 
+// fixed is attributes that a node keeps for its life.
+type fixed struct {
+	attr fuse.Attr
+	keep time.Duration // how long the kernel may believe them
+}
+
+// fixed returns the attributes of a node of size bytes, all of them data.
+func (t *tree) fixed(kind uint32, ino uint64, size int64, mtime time.Time) fixed {
+	perm := uint32(0o444) &^ t.cfg.Umask
+	if kind == syscall.S_IFLNK {
+		perm = 0o777
+	}
+	f := fixed{fuse.Attr{
+		Ino: ino, Size: uint64(size), Blocks: uint64(codec.Ceil(size, 512)),
+		Blksize: 4096, Mode: kind | perm, Nlink: 1,
+	}, nameTimeout}
+	f.attr.SetTimes(&mtime, &mtime, &mtime)
+	t.owner(&f.attr)
+	return f
+}
+
+// Getattr implements [fs.NodeGetattrer].
+func (f *fixed) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Attr = f.attr
+	out.SetTimeout(f.keep)
+	return 0
+}
+
+func (f *fixed) child(n fs.InodeEmbedder) child { return child{node: n, attr: f.attr, keep: f.keep} }
+
 // file is a disk in one format. It holds what names the version, not the
 // opened disk: the kernel remembers more nodes than disks stay open.
 type file struct {
@@ -31,8 +61,8 @@ type file struct {
 	im   *catalog.Image
 	disk catalog.Disk
 	view codec.View
-	attr fuse.Attr
 	x    []xattr
+	fixed
 }
 
 var (
@@ -45,21 +75,10 @@ var (
 )
 
 func (t *tree) file(im *catalog.Image, cd catalog.Disk, v codec.View, f *image.File) child {
-	n := &file{t: t, im: im, disk: cd, view: v, x: xattrs(f)}
-	n.attr = fuse.Attr{
-		Ino: f.Ino, Size: uint64(f.Size()), Blocks: f.Blocks, Blksize: blksize,
-		Mode: syscall.S_IFREG | 0o444&^t.cfg.Umask, Nlink: 1,
-	}
-	n.attr.SetTimes(&f.ModTime, &f.ModTime, &f.ModTime)
-	t.owner(&n.attr)
-	return child{node: n, attr: n.attr, keep: fileTimeout}
-}
-
-// Getattr tells what the look-up told: the file never changes.
-func (n *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Attr = n.attr
-	out.SetTimeout(fileTimeout)
-	return 0
+	a := t.fixed(syscall.S_IFREG, f.Ino, f.Size(), f.ModTime)
+	a.attr.Blocks, a.attr.Blksize, a.keep = f.Blocks, blksize, fileTimeout
+	n := &file{t: t, im: im, disk: cd, view: v, x: xattrs(f), fixed: a}
+	return n.child(n)
 }
 
 func (n *file) path() string { return n.disk.Object.Key + " as " + n.view.Name() }
@@ -130,25 +149,12 @@ type text struct {
 	fs.Inode
 	readOnly
 	data []byte
-	attr fuse.Attr
+	fixed
 }
 
 func (t *tree) text(kind, name string, data []byte, mtime time.Time) child {
-	n := &text{data: data}
-	n.attr = fuse.Attr{
-		Ino: derive(kind, name, string(data)), Size: uint64(len(data)), Blocks: uint64(codec.Ceil(int64(len(data)), 512)),
-		Blksize: 4096, Mode: syscall.S_IFREG | 0o444&^t.cfg.Umask, Nlink: 1,
-	}
-	n.attr.SetTimes(&mtime, &mtime, &mtime)
-	t.owner(&n.attr)
-	return child{node: n, attr: n.attr, keep: nameTimeout}
-}
-
-// Getattr implements [fs.NodeGetattrer].
-func (n *text) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Attr = n.attr
-	out.SetTimeout(nameTimeout)
-	return 0
+	n := &text{data: data, fixed: t.fixed(syscall.S_IFREG, derive(kind, name, string(data)), int64(len(data)), mtime)}
+	return n.child(n)
 }
 
 // Open implements [fs.NodeOpener].
@@ -172,25 +178,12 @@ type link struct {
 	fs.Inode
 	readOnly
 	target string
-	attr   fuse.Attr
+	fixed
 }
 
 func (t *tree) link(name, target string, mtime time.Time) child {
-	n := &link{target: target}
-	n.attr = fuse.Attr{
-		Ino: derive("id", name), Size: uint64(len(target)), Blksize: 4096,
-		Mode: syscall.S_IFLNK | 0o777, Nlink: 1,
-	}
-	n.attr.SetTimes(&mtime, &mtime, &mtime)
-	t.owner(&n.attr)
-	return child{node: n, attr: n.attr, keep: nameTimeout}
-}
-
-// Getattr implements [fs.NodeGetattrer].
-func (n *link) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Attr = n.attr
-	out.SetTimeout(nameTimeout)
-	return 0
+	n := &link{target: target, fixed: t.fixed(syscall.S_IFLNK, derive("id", name), int64(len(target)), mtime)}
+	return n.child(n)
 }
 
 // Readlink implements [fs.NodeReadlinker].

@@ -81,13 +81,8 @@ func (s *status) folder(t *tree) *dir {
 	d := t.folder(".imagefs", func(_ context.Context, name string) (child, error) {
 		for _, f := range s.files {
 			if f.name == name {
-				n := &live{render: f.render, attr: fuse.Attr{
-					Ino: derive("status", name), Blksize: 4096, Nlink: 1,
-					Mode: syscall.S_IFREG | 0o444&^t.cfg.Umask,
-				}}
-				n.attr.SetTimes(&start, &start, &start)
-				t.owner(&n.attr)
-				return child{node: n, attr: n.attr, keep: nameTimeout}, nil
+				n := &live{render: f.render, fixed: t.fixed(syscall.S_IFREG, derive("status", name), 0, start)}
+				return n.child(n), nil
 			}
 		}
 		return child{}, errNoEntry
@@ -107,14 +102,7 @@ type live struct {
 	fs.Inode
 	readOnly
 	render func() []byte
-	attr   fuse.Attr
-}
-
-// Getattr implements [fs.NodeGetattrer].
-func (n *live) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Attr = n.attr
-	out.SetTimeout(nameTimeout)
-	return 0
+	fixed
 }
 
 // Open implements [fs.NodeOpener].
