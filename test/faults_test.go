@@ -467,3 +467,17 @@ func TestStalledServerEndsInTime(t *testing.T) {
 		t.Errorf("a read of a stalled server hangs for more than %v", patience)
 	}
 }
+
+// TestEndRightAfterTheMountAnswers: a SIGTERM that comes as soon as the mount
+// can be seen is not lost.
+func TestEndRightAfterTheMountAnswers(t *testing.T) {
+	needFUSE(t)
+	store := t.TempDir()
+	for range 15 {
+		m := Mount(t, store)
+		m.Stop(t)
+		if t.Failed() {
+			return
+		}
+	}
+}

@@ -90,6 +90,10 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	if err := checkMountpoint(mountpoint); err != nil {
 		return err
 	}
+	// Before anything else: a hang-up must never end the daemon.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	s, err := start(ctx, &f.store, storeName, f.formats, int64(f.cacheSize))
 	if err != nil {
 		return err
@@ -106,9 +110,6 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	if err != nil {
 		return err
 	}
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
-	defer signal.Stop(signals)
 	log.Info("mounted", "path", mountpoint, "store", s.store.name, "images", len(s.cat.Names()))
 	if isDaemon() {
 		if err := detach(f.logFile); err != nil {
@@ -118,16 +119,18 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	}
 	gone := make(chan struct{})
 	go func() { server.Wait(); close(gone) }()
+	end := ctx.Done() // SIGTERM or an interrupt, also one that came before the mount answered
 	for {
 		select {
 		case <-gone:
 			log.Info("unmounted", "path", mountpoint)
 			return nil
-		case sig := <-signals:
-			if sig == syscall.SIGHUP {
-				server.Refresh(context.Background())
-			} else if err := server.Unmount(); err != nil {
-				log.Error("unmount failed", "err", err)
+		case <-hangup:
+			server.Refresh(context.Background())
+		case <-end:
+			end = nil
+			if err := server.Unmount(); err != nil {
+				return err
 			}
 		}
 	}

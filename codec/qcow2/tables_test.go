@@ -76,7 +76,7 @@ func TestTablesAreReadTogether(t *testing.T) {
 		maxReads, atOnce int64
 	}{
 		{"side by side", 256, 2 << 16, 40, 2},
-		{"apart", 300, 512 << 20, 304, inFlight},
+		{"apart", 300, 512 << 20, 304, 2}, // how many of inFlight meet is up to the scheduler
 		{"one", 1, 2 << 16, 4, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
