@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"iter"
 	"sync/atomic"
@@ -26,11 +27,16 @@ func IsLocal(s Store) bool {
 
 // Counts is what was asked of a store since it was opened.
 type Counts struct {
-	Stats  uint64 `json:"stats"`
-	Lists  uint64 `json:"lists"`
-	Reads  uint64 `json:"reads"`
-	Bytes  uint64 `json:"read_bytes"` // asked for by reads that succeeded
-	Puts   uint64 `json:"puts"`
+	Stats uint64 `json:"stats"`
+	Lists uint64 `json:"lists"`
+	Reads uint64 `json:"reads"`
+	Bytes uint64 `json:"read_bytes"` // asked for by reads that succeeded
+	Puts  uint64 `json:"puts"`
+
+	Uploads  uint64 `json:"uploads"` // begun
+	Parts    uint64 `json:"parts"`
+	Uploaded uint64 `json:"uploaded_bytes"` // of parts that were stored
+
 	Errors uint64 `json:"errors"` // calls that failed
 }
 
@@ -38,7 +44,10 @@ type Counts struct {
 type Observed struct {
 	Store
 	stats, lists, reads, bytes, puts, errors atomic.Uint64
+	uploads, parts, uploaded                 atomic.Uint64
 }
+
+var _ Uploader = (*Observed)(nil)
 
 // Observe wraps s so that what is asked of it is counted.
 func Observe(s Store) *Observed { return &Observed{Store: s} }
@@ -51,11 +60,16 @@ func (s *Observed) Counts() Counts {
 	return Counts{
 		Stats: s.stats.Load(), Lists: s.lists.Load(), Reads: s.reads.Load(),
 		Bytes: s.bytes.Load(), Puts: s.puts.Load(), Errors: s.errors.Load(),
+		Uploads: s.uploads.Load(), Parts: s.parts.Load(), Uploaded: s.uploaded.Load(),
 	}
 }
 
 func (s *Observed) count(n *atomic.Uint64, err error) {
 	n.Add(1)
+	s.failed(err)
+}
+
+func (s *Observed) failed(err error) {
 	if err != nil {
 		s.errors.Add(1)
 	}
@@ -90,12 +104,93 @@ func (s *Observed) List(ctx context.Context, folder string) iter.Seq2[Object, er
 	return func(yield func(Object, error) bool) {
 		s.lists.Add(1)
 		for o, err := range s.Store.List(ctx, folder) {
-			if err != nil {
-				s.errors.Add(1)
-			}
+			s.failed(err)
 			if !yield(o, err) {
 				return
 			}
 		}
 	}
+}
+
+// uploader returns the store inside as an Uploader, or ErrUnsupported.
+func (s *Observed) uploader() (Uploader, error) {
+	u, ok := s.Store.(Uploader)
+	if !ok {
+		return nil, fmt.Errorf("uploads in parts: %w", ErrUnsupported)
+	}
+	return u, nil
+}
+
+// Upload implements [Uploader]. It is ErrUnsupported if the store inside does
+// not take parts.
+func (s *Observed) Upload(ctx context.Context, key string) (Upload, error) {
+	inner, err := s.uploader()
+	if err != nil {
+		return nil, err
+	}
+	u, err := inner.Upload(ctx, key)
+	s.count(&s.uploads, err)
+	if err != nil {
+		return nil, err
+	}
+	return &observedUpload{Upload: u, s: s}, nil
+}
+
+// AbortUploads implements [Uploader].
+func (s *Observed) AbortUploads(ctx context.Context, key string) error {
+	inner, err := s.uploader()
+	if err != nil {
+		return err
+	}
+	err = inner.AbortUploads(ctx, key)
+	s.failed(err)
+	return err
+}
+
+// Uploads implements [Uploader].
+func (s *Observed) Uploads(ctx context.Context, prefix string) iter.Seq2[PendingUpload, error] {
+	return func(yield func(PendingUpload, error) bool) {
+		inner, err := s.uploader()
+		if err != nil {
+			yield(PendingUpload{}, err)
+			return
+		}
+		s.lists.Add(1)
+		for u, err := range inner.Uploads(ctx, prefix) {
+			s.failed(err)
+			if !yield(u, err) {
+				return
+			}
+		}
+	}
+}
+
+// observedUpload is an upload that counts.
+type observedUpload struct {
+	Upload
+	s *Observed
+}
+
+// Part implements [Upload].
+func (u *observedUpload) Part(ctx context.Context, number int, r *io.SectionReader) error {
+	err := u.Upload.Part(ctx, number, r)
+	u.s.count(&u.s.parts, err)
+	if err == nil {
+		u.s.uploaded.Add(uint64(r.Size()))
+	}
+	return err
+}
+
+// Complete implements [Upload].
+func (u *observedUpload) Complete(ctx context.Context) (Object, error) {
+	o, err := u.Upload.Complete(ctx)
+	u.s.failed(err)
+	return o, err
+}
+
+// Abort implements [Upload].
+func (u *observedUpload) Abort(ctx context.Context) error {
+	err := u.Upload.Abort(ctx)
+	u.s.failed(err)
+	return err
 }

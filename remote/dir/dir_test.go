@@ -67,7 +67,7 @@ func TestStore(t *testing.T) {
 		t.Cleanup(func() {
 			// Whatever a check did, no temporary file is left.
 			filepath.WalkDir(path, func(p string, _ fs.DirEntry, _ error) error {
-				if strings.HasPrefix(filepath.Base(p), ".imagefs-put-") {
+				if name := filepath.Base(p); strings.HasPrefix(name, ".imagefs-") && name != ".imagefs-lock" {
 					t.Errorf("left behind: %s", filepath.Base(p))
 				}
 				return nil

@@ -18,6 +18,11 @@
 // synced before Put returns. A process that is killed may leave a temporary
 // file behind; later puts into the same folder remove those older than a day.
 //
+// An upload is such a file too, which takes parts at their places and becomes
+// the object by link(2). Its name ends in the last segment of its key: one that
+// was left behind is found and removed by AbortUploads, and by nothing else.
+// Blocks of zeros are not written, so that they take no space.
+//
 // # Versions
 //
 // The ETag is made of size, modification time and inode number. The store

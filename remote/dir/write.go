@@ -112,14 +112,7 @@ func (s *Store) write(ctx context.Context, temp string, r io.Reader, size int64)
 			return nil, reason(err)
 		}
 	}
-	now := s.now()
-	if err := s.root.Chtimes(temp, now, now); err != nil {
-		return nil, reason(err)
-	}
-	if err := f.Sync(); err != nil {
-		return nil, reason(err)
-	}
-	fi, err := f.Stat()
+	fi, err := s.seal(f, temp)
 	if err != nil {
 		return nil, reason(err)
 	}
@@ -127,6 +120,19 @@ func (s *Store) write(ctx context.Context, temp string, r io.Reader, size int64)
 		return nil, reason(err)
 	}
 	return fi, ctx.Err()
+}
+
+// seal gives the file temp, open as f, the time that makes it a version, syncs
+// and describes it.
+func (s *Store) seal(f *os.File, temp string) (fs.FileInfo, error) {
+	now := s.now()
+	if err := s.root.Chtimes(temp, now, now); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, err
+	}
+	return f.Stat()
 }
 
 // now returns a time later than any it returned before. The kernel stamps

@@ -28,6 +28,8 @@ type Store struct {
 	mu      sync.RWMutex // guards the fields below
 	objects map[string]object
 	puts    uint64 // numbers versions
+	uploads map[*upload]bool
+	begun   uint64 // numbers uploads
 }
 
 // object is one version; its data is never written again.
@@ -38,7 +40,7 @@ type object struct {
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{objects: make(map[string]object)}
+	return &Store{objects: make(map[string]object), uploads: make(map[*upload]bool)}
 }
 
 // Stat describes the current version of key.
@@ -99,10 +101,15 @@ func (s *Store) Put(ctx context.Context, key string, r io.Reader, size int64, c 
 	case c.ETag != "" && cur.ETag != c.ETag:
 		return remote.Object{}, fmt.Errorf("put %q: %w", key, remote.ErrChanged)
 	}
+	return s.set(key, data), nil
+}
+
+// set makes data the current version of key. The caller holds s.mu.
+func (s *Store) set(key string, data []byte) remote.Object {
 	s.puts++
-	o := remote.Object{Key: key, ETag: strconv.FormatUint(s.puts, 16), Size: size, ModTime: time.Now()}
+	o := remote.Object{Key: key, ETag: strconv.FormatUint(s.puts, 16), Size: int64(len(data)), ModTime: time.Now()}
 	s.objects[key] = object{o, data}
-	return o, nil
+	return o
 }
 
 // List yields the objects directly in folder.

@@ -20,7 +20,8 @@ import (
 	"imagefs/remote"
 )
 
-// Run checks that a store keeps the promises of remote.Store. Each check gets
+// Run checks that a store keeps the promises of remote.Store, and those of
+// remote.Uploader if it makes them. Each check gets
 // a store from open, which is empty and is closed by open's own clean-up.
 // Checks run one after another; several go through the store in parallel.
 func Run(t *testing.T, open func(t *testing.T) remote.Store) {
@@ -46,6 +47,14 @@ func Run(t *testing.T, open func(t *testing.T) remote.Store) {
 		{"list many", listMany},
 		{"refused keys", refusedKeys},
 		{"cancelled context", cancelled},
+		{"upload in parts", uploading(uploadInParts)},
+		{"upload of little", uploading(uploadOfLittle)},
+		{"upload replaces parts", uploading(uploadReplacesParts)},
+		{"upload refusals", uploading(uploadRefusals)},
+		{"upload over an object", uploading(uploadOverAnObject)},
+		{"upload aborted", uploading(uploadAborted)},
+		{"uploads listed", uploading(uploadsListed)},
+		{"upload cancelled", uploading(uploadCancelled)},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.check(t, open(t)) })
 	}
