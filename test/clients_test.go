@@ -351,6 +351,24 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// TestStatsKeys: all counters are named in one way.
+func TestStatsKeys(t *testing.T) {
+	store, _ := smallStore(t)
+	m := Mount(t, store)
+	stats := m.Stats(t)
+	snake := regexp.MustCompile(`^[a-z0-9]+([._][a-z0-9]+)*$`)
+	for name := range stats {
+		if !snake.MatchString(name) {
+			t.Errorf("a counter is named %q", name)
+		}
+	}
+	for _, name := range []string{"images", "store.read_bytes", "cache.hits", "cache.fetched_bytes", "memory.heap_bytes"} {
+		if _, ok := stats[name]; !ok {
+			t.Errorf("there is no %q in %v", name, stats)
+		}
+	}
+}
+
 func TestStatfs(t *testing.T) {
 	store, _ := smallStore(t)
 	m := Mount(t, store)

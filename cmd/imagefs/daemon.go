@@ -30,6 +30,7 @@ type failed struct{ verdict }
 
 func (f failed) Error() string { return f.verdict.Error }
 
+// isDaemon says that a command waits for this process to tell its verdict.
 func isDaemon() bool { return os.Getenv(daemonEnv) != "" }
 
 // startDaemon runs the same command line as a daemon and waits for its verdict.
@@ -47,6 +48,7 @@ func startDaemon() error {
 	cmd.Args[0] = os.Args[0] // "mount.imagefs" stays it
 	cmd.Env = append(os.Environ(), daemonEnv+"=3")
 	cmd.ExtraFiles = []*os.File{w}
+	cmd.Stderr = os.Stderr // until it detaches: fusermount prints why it refuses
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
@@ -76,17 +78,21 @@ func tell(v verdict) error {
 // reportFailure tells the waiting command why there is no mount.
 func reportFailure(err error) { tell(verdict{exitCode(err), err.Error()}) }
 
-// detach lets go of the terminal and the folder, then tells that the mount
-// answers. Messages go to logFile from here on, or nowhere.
-func detach(logFile string) error {
-	out, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if logFile != "" {
-		out, err = os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+// openLog opens what a daemon logs to: the file, or nothing for no name.
+func openLog(name string) (*os.File, error) {
+	if name == "" {
+		return os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	}
+	out, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("log file: %w", err)
+		return nil, fmt.Errorf("log file: %w", err)
 	}
-	defer out.Close()
+	return out, nil
+}
+
+// detach lets go of the terminal and the folder, then tells that the mount
+// answers. What would be printed, a panic included, goes to out from here on.
+func detach(out *os.File) error {
 	for _, fd := range []int{1, 2} {
 		if err := unix.Dup3(int(out.Fd()), fd, 0); err != nil {
 			return err
@@ -95,5 +101,8 @@ func detach(logFile string) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return tell(verdict{Code: exitOK})
+	if err := tell(verdict{Code: exitOK}); err != nil {
+		return err
+	}
+	return os.Unsetenv(daemonEnv) // the pipe is closed: nobody waits
 }

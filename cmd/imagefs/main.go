@@ -106,6 +106,9 @@ func Main(args []string, errw io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := dispatch(ctx, args)
+	if err != nil && isDaemon() {
+		return exitCode(err) // the command that waits prints it
+	}
 	if err != nil && !errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprintf(errw, "imagefs: %v\n", err)
 		var usage usageError

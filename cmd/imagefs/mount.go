@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -82,11 +83,18 @@ Example: imagefs mount ./store /mnt/imagefs
 
 // run mounts and serves until unmounted.
 func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) error {
-	log := f.logger()
 	mountpoint, err := filepath.Abs(mountpoint)
 	if err != nil {
 		return err
 	}
+	out := os.Stderr
+	if isDaemon() {
+		if out, err = openLog(f.logFile); err != nil {
+			return err
+		}
+		defer out.Close()
+	}
+	log := f.logger(out)
 	if err := checkMountpoint(mountpoint); err != nil {
 		return err
 	}
@@ -112,7 +120,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	}
 	log.Info("mounted", "path", mountpoint, "store", s.store.name, "images", len(s.cat.Names()))
 	if isDaemon() {
-		if err := detach(f.logFile); err != nil {
+		if err := detach(out); err != nil {
 			server.Unmount()
 			return err
 		}
@@ -140,12 +148,12 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 // collector works harder: tables of open images, requests under way.
 const heapBesideCache = 256 << 20
 
-func (f *mountFlags) logger() *slog.Logger {
+func (f *mountFlags) logger(out io.Writer) *slog.Logger {
 	level := slog.LevelInfo
 	if f.verbose {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
 }
 
 // checkMountpoint gives the commonest mistakes words of their own.
