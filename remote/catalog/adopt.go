@@ -78,7 +78,10 @@ func adopt(cs []candidate) map[string]*Image {
 					a.Object.Key, b.Object.Key, a.Number, im.Name)
 			}
 		}
-		im.JSON = document(im)
+		b, err := format(describe(im))
+		if im.JSON = b; im.Err == nil {
+			im.Err = err
+		}
 	}
 	return images
 }

@@ -2,12 +2,8 @@ package catalog
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +16,8 @@ type Image struct {
 	ID      [16]byte
 	Status  string
 	Created time.Time // zero when unknown: adopted images
-	ModTime time.Time // of the entry or the newest object
+	ModTime time.Time // of the last change of the entry, or of the newest object
+	Deleted time.Time // zero but for images of Catalog.Deleted
 	Tags    []string
 	Props   map[string]string
 	Disks   []Disk // ascending by Number
@@ -35,6 +32,10 @@ type Disk struct {
 	Object      remote.Object
 	VirtualSize int64  // bytes; 0 when unknown before opening
 	SHA256      string // of the object, hex; "" when unknown
+
+	Modified time.Time // of the file that was imported; zero when unknown
+	Original *Original // nil if the object is what was imported
+	Declared bool      // the format was said on purpose; content was not probed
 }
 
 // Disk returns the disk with a number.
@@ -51,13 +52,26 @@ type Catalog struct {
 	store remote.Store
 	exts  map[string]string
 
+	// Locks are taken in this order: a stripe or two of writing, a record's
+	// mu, mu. Nothing else is held with refresh but mu and a record's mu.
 	refresh sync.Mutex // held while a refresh runs: one at a time
+	writing stripes    // held while the image of a name is written
 
-	mu      sync.Mutex
-	names   []string           // guarded by mu; sorted; replaced, never changed
-	records map[string]*record // guarded by mu; replaced, never changed
-	bytes   int64              // guarded by mu; of all objects listed
-	newest  time.Time          // guarded by mu; of all objects listed
+	mu         sync.Mutex
+	names      []string             // guarded by mu; sorted; replaced, never changed
+	records    map[string]*record   // guarded by mu; replaced, never changed
+	adopted    map[string]*Image    // guarded by mu; what may be adopted, also what is hidden; never changed
+	superseded map[string]successor // guarded by mu; left over by renames that were cut
+	seq        uint64               // guarded by mu; counts the writes of this catalog
+	changed    map[string]uint64    // guarded by mu; the writes that a listing may not show yet
+	bytes      int64                // guarded by mu; of all objects listed
+	newest     time.Time            // guarded by mu; of all objects listed
+}
+
+// successor says which image took the place of a record.
+type successor struct {
+	by     string
+	record *record
 }
 
 // record is what a listing knows of a name.
@@ -72,58 +86,54 @@ type record struct {
 // Open lists the store. exts maps the extensions that are adopted, in lower
 // case and without dot, to format names.
 func Open(ctx context.Context, store remote.Store, exts map[string]string) (*Catalog, error) {
-	c := &Catalog{store: store, exts: exts}
+	c := &Catalog{
+		store: store, exts: exts, writing: newStripes(),
+		superseded: make(map[string]successor), changed: make(map[string]uint64),
+	}
 	_, err := c.Refresh(ctx)
 	return c, err
 }
 
 // Refresh lists the store anew. It returns the names that are new, gone or of
-// another version. After an error the catalog is what it was before.
+// another version, but for what this catalog changed itself. After an error
+// the catalog is what it was before.
 func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 	c.refresh.Lock()
 	defer c.refresh.Unlock()
-	var cs []candidate
-	var total int64
-	var newest time.Time
-	for o, err := range c.store.List(ctx, "") {
-		if err != nil {
-			return nil, fmt.Errorf("list the store: %w", err)
-		}
-		total += o.Size
-		if cand, ok := parse(o, c.exts); ok {
-			cs = append(cs, cand)
-			newest = later(newest, o.ModTime)
-		}
-	}
-	next := make(map[string]*record)
-	for name, im := range adopt(cs) {
-		next[name] = &record{image: im}
-	}
-	for o, err := range c.store.List(ctx, Folder) {
-		if err != nil {
-			return nil, fmt.Errorf("list the entries: %w", err)
-		}
-		name, ok := strings.CutSuffix(strings.TrimPrefix(o.Key, Folder), suffix)
-		if ok && CheckName(name) == nil {
-			next[name] = &record{entry: o}
-			newest = later(newest, o.ModTime)
-		}
+	c.mu.Lock()
+	start := c.seq
+	c.mu.Unlock()
+	l, err := c.list(ctx)
+	if err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	next := l.records
+	for name, s := range c.superseded {
+		if next[s.by] != nil && next[name] != nil && next[name].same(s.record) {
+			delete(next, name)
+		} else {
+			delete(c.superseded, name)
+		}
+	}
+	// What was written here since the listing began is newer than it.
+	for name, seq := range c.changed {
+		if seq <= start {
+			delete(c.changed, name)
+		} else if r := c.records[name]; r != nil {
+			next[name] = r
+		} else {
+			delete(next, name)
+		}
+	}
 	for name, r := range next {
-		old := c.records[name]
-		switch {
-		case old == nil:
+		switch old := c.records[name]; {
+		case old == r:
+		case old == nil || !r.same(old):
 			changed = append(changed, name)
-		case r.entry.Key != "" && r.entry.Key == old.entry.Key && r.entry.ETag == old.entry.ETag:
-			old.mu.Lock()
-			if r.kept = old.image; r.kept == nil {
-				r.kept = old.kept
-			}
-			old.mu.Unlock()
-		case r.entry.Key != old.entry.Key || r.entry.ETag != old.entry.ETag || !sameDisks(r.image, old.image):
-			changed = append(changed, name)
+		case r.entry.Key != "":
+			r.keep(old)
 		}
 	}
 	for name := range c.records {
@@ -131,9 +141,27 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 			changed = append(changed, name)
 		}
 	}
-	c.records, c.names, c.bytes, c.newest = next, slices.Sorted(maps.Keys(next)), total, newest
+	c.records, c.names, c.adopted = next, slices.Sorted(maps.Keys(next)), l.adopted
+	c.bytes, c.newest = l.bytes, l.newest
 	slices.Sort(changed)
 	return changed, nil
+}
+
+// same reports whether r and old are of one version.
+func (r *record) same(old *record) bool {
+	if r.entry.Key != old.entry.Key || r.entry.ETag != old.entry.ETag {
+		return false
+	}
+	return r.entry.Key != "" || sameDisks(r.image, old.image)
+}
+
+// keep takes over what old, a record of the same entry, knew.
+func (r *record) keep(old *record) {
+	old.mu.Lock()
+	defer old.mu.Unlock()
+	if r.kept = old.image; r.kept == nil {
+		r.kept = old.kept
+	}
 }
 
 func later(a, b time.Time) time.Time {
@@ -163,8 +191,8 @@ func (c *Catalog) Bytes() int64 {
 	return c.bytes
 }
 
-// ModTime is the time of the newest entry or adopted object: it stands still
-// while the catalog does.
+// ModTime is the time of the newest entry, live or deleted, or adopted object:
+// it stands still while the catalog does.
 func (c *Catalog) ModTime() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,118 +204,4 @@ func (c *Catalog) Has(name string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.records[name] != nil
-}
-
-// Lookup returns the image of that name, fs.ErrNotExist without one. An image
-// that cannot be used comes with Image.Err set; an error of the store, which
-// may pass, is returned.
-func (c *Catalog) Lookup(ctx context.Context, name string) (*Image, error) {
-	c.mu.Lock()
-	r := c.records[name]
-	c.mu.Unlock()
-	if r == nil {
-		return nil, fmt.Errorf("image %q: %w", name, fs.ErrNotExist)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.image != nil {
-		return r.image, nil
-	}
-	im, err := c.load(ctx, name, r)
-	if err != nil {
-		if r.kept != nil && errors.Is(err, remote.ErrUnavailable) {
-			return r.kept, nil // what was known serves while the store is away
-		}
-		return nil, fmt.Errorf("image %q: %w", name, err)
-	}
-	r.image, r.kept = im, nil
-	return im, nil
-}
-
-// load reads the entry of r, or takes what is kept of it, and asks the store
-// for the present versions of its disks.
-func (c *Catalog) load(ctx context.Context, name string, r *record) (*Image, error) {
-	var doc []byte
-	if r.kept != nil {
-		doc = r.kept.JSON
-	} else {
-		if r.entry.Size > maxEntry {
-			return &Image{
-				Name: name, ID: adoptedID(name), Status: "error", ModTime: r.entry.ModTime,
-				Err: fmt.Errorf("entry %q has %d bytes, more than %d", r.entry.Key, r.entry.Size, maxEntry),
-			}, nil
-		}
-		doc = make([]byte, r.entry.Size)
-		if err := c.store.ReadRange(ctx, r.entry, doc, 0); err != nil {
-			return nil, err
-		}
-	}
-	im := &Image{Name: name, ID: adoptedID(name), Status: "error", ModTime: r.entry.ModTime, JSON: doc}
-	e, err := ParseEntry(doc)
-	if err != nil {
-		im.Err = fmt.Errorf("%q: %w", r.entry.Key, err)
-		return im, nil
-	}
-	im.ID, _ = ParseID(e.ID)
-	im.Created, im.Tags, im.Props = e.Created, e.Tags, e.Props
-	for i, d := range e.Disks {
-		o, err := c.store.Stat(ctx, d.Key)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			im.Err = fmt.Errorf("disk %d: the object %q is missing", i, d.Key)
-		case err != nil:
-			return nil, err
-		case d.Size != 0 && o.Size != d.Size:
-			im.Err = fmt.Errorf("disk %d: the object %q has %d bytes, its entry says %d", i, d.Key, o.Size, d.Size)
-		}
-		im.Disks = append(im.Disks, Disk{Number: i, Format: d.Format, Object: o, VirtualSize: d.VirtualSize, SHA256: d.SHA256})
-	}
-	if im.Err == nil {
-		if im.Status = e.Status; im.Status == "" {
-			im.Status = "active"
-		}
-	}
-	return im, nil
-}
-
-// All looks every image up, some at a time, and calls fn with each in the
-// order of names. Images that vanished meanwhile are left out; any other error
-// ends it.
-func (c *Catalog) All(ctx context.Context, fn func(*Image) error) error {
-	type result struct {
-		im  *Image
-		err error
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// Pending results in order; its capacity bounds the look-ups under way.
-	pending := make(chan chan result, 32)
-	go func() {
-		defer close(pending)
-		for _, name := range c.Names() {
-			ch := make(chan result, 1)
-			select {
-			case pending <- ch:
-			case <-ctx.Done():
-				return
-			}
-			go func() {
-				im, err := c.Lookup(ctx, name)
-				ch <- result{im, err}
-			}()
-		}
-	}()
-	for ch := range pending {
-		r := <-ch
-		if errors.Is(r.err, fs.ErrNotExist) {
-			continue
-		}
-		if r.err != nil {
-			return r.err
-		}
-		if err := fn(r.im); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
 }

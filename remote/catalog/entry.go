@@ -1,10 +1,9 @@
 package catalog
 
 import (
-	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -22,54 +21,118 @@ const (
 const maxEntry = 1 << 20
 
 // Entry is the JSON document of one image, version 1. Fields that are not
-// known here are kept by whoever rewrites one and ignored by readers.
+// known here, of the entry and of its disks, are ignored by readers and kept
+// by whoever rewrites one: so does [FormatEntry] with those that [ParseEntry]
+// met.
 type Entry struct {
-	Version int               `json:"version"` // of this document's form: 1
-	ID      string            `json:"id"`      // UUID, never changes
-	Name    string            `json:"name"`
-	Status  string            `json:"status,omitempty"` // "active" unless it says else
-	Created time.Time         `json:"created,omitzero"`
+	Version int       `json:"version"` // of this document's form: 1
+	ID      string    `json:"id"`      // UUID, never changes
+	Name    string    `json:"name"`
+	Status  string    `json:"status,omitempty"` // "active" unless it says else
+	Created time.Time `json:"created,omitzero"`
+	Updated time.Time `json:"updated,omitzero"` // of the last change, later than of the one before
+	Deleted time.Time `json:"deleted,omitzero"` // of an entry in the folder of deleted ones
+
+	// RenamedFrom is the name before: what carries that name and the same
+	// ID, without a later change, is what a rename that was cut left over.
+	RenamedFrom string `json:"renamed_from,omitempty"`
+	// Hidden marks what is no deleted image: it only keeps the objects that
+	// lie at the top under its name from being adopted.
+	Hidden bool `json:"hidden,omitempty"`
+	// Purging marks a deleted image that GC has begun to remove.
+	Purging bool `json:"purging,omitempty"`
+
 	Tags    []string          `json:"tags,omitempty"`
 	Props   map[string]string `json:"properties,omitempty"`
-	Disks   []EntryDisk       `json:"disks"` // disk 0 first
+	Adopted []EntryObject     `json:"adopted,omitempty"` // what the image was adopted from, if it was
+	Disks   []EntryDisk       `json:"disks"`             // ascending by Number
+
+	rest fields
 }
 
 // EntryDisk is one disk of an [Entry].
 type EntryDisk struct {
-	Key         string `json:"key"`    // of the object, from the store's folder
-	Format      string `json:"format"` // what the object is, such as "qcow2"
-	Size        int64  `json:"size,omitempty"`
-	VirtualSize int64  `json:"virtual_size,omitempty"`
-	SHA256      string `json:"sha256,omitempty"` // of the object, hex
+	Number      int       `json:"-"`      // "number", left out where it is the disk's place in the list
+	Key         string    `json:"key"`    // of the object, from the store's folder
+	Format      string    `json:"format"` // what the object is, such as "qcow2"
+	Size        int64     `json:"size,omitempty"`
+	VirtualSize int64     `json:"virtual_size,omitempty"`
+	SHA256      string    `json:"sha256,omitempty"`   // of the object, hex
+	Modified    time.Time `json:"modified,omitzero"`  // of the file that was imported
+	Original    *Original `json:"original,omitempty"` // nil if the object is what was imported
+	Declared    bool      `json:"declared,omitempty"` // the format was said on purpose; content was not probed
+
+	rest fields
 }
 
-// ParseEntry reads an entry and checks what a reader relies on.
-func ParseEntry(b []byte) (*Entry, error) {
-	var e Entry
-	if err := json.Unmarshal(b, &e); err != nil {
-		return nil, fmt.Errorf("entry is not valid JSON: %w", err)
+// Original is the file that was imported, where its disk is stored in another
+// format.
+type Original struct {
+	Format string `json:"format"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256,omitempty"` // hex
+}
+
+// EntryObject is a version of an object.
+type EntryObject struct {
+	Key  string `json:"key"`
+	ETag string `json:"etag"`
+	Size int64  `json:"size"`
+}
+
+// check reports what a reader of d could not rely on.
+func (d *EntryDisk) check() error {
+	if err := checkNumber(d.Number); err != nil {
+		return err
 	}
-	if e.Version != 1 {
-		return nil, fmt.Errorf("entry has version %d, only 1 is known", e.Version)
+	err := remote.CheckKey(d.Key)
+	switch {
+	case err != nil:
+	case d.Format == "":
+		err = fmt.Errorf("no format")
+	case d.Size < 0 || d.VirtualSize < 0:
+		err = fmt.Errorf("size %d or virtual size %d is negative", d.Size, d.VirtualSize)
+	default:
+		err = checkSHA256(d.SHA256)
 	}
-	if _, err := ParseID(e.ID); err != nil {
-		return nil, fmt.Errorf("entry: %w", err)
-	}
-	if len(e.Disks) == 0 {
-		return nil, fmt.Errorf("entry names no disk")
-	}
-	for i, d := range e.Disks {
-		if err := remote.CheckKey(d.Key); err != nil {
-			return nil, fmt.Errorf("entry: disk %d: %w", i, err)
+	if o := d.Original; err == nil && o != nil {
+		switch {
+		case o.Format == "":
+			err = fmt.Errorf("original: no format")
+		case o.Size < 0:
+			err = fmt.Errorf("original: size %d is negative", o.Size)
+		default:
+			err = checkSHA256(o.SHA256)
 		}
-		if d.Format == "" {
-			return nil, fmt.Errorf("entry: disk %d: no format", i)
-		}
-		if h, err := hex.DecodeString(d.SHA256); err != nil || len(h) != 0 && len(h) != sha256.Size {
-			return nil, fmt.Errorf("entry: disk %d: sha256 %q is not 64 hex digits", i, d.SHA256)
+	}
+	if err != nil {
+		return fmt.Errorf("disk %d: %w", d.Number, err)
+	}
+	return nil
+}
+
+func checkNumber(n int) error {
+	if n < 0 || n >= maxDisks {
+		return fmt.Errorf("disk number %d is not between 0 and %d", n, maxDisks-1)
+	}
+	return nil
+}
+
+func checkSHA256(s string) error {
+	if h, err := hex.DecodeString(s); err != nil || len(h) != 0 && len(h) != sha256.Size {
+		return fmt.Errorf("sha256 %q is not 64 hex digits", s)
+	}
+	return nil
+}
+
+// disk returns the disk with a number, nil without one.
+func (e *Entry) disk(n int) *EntryDisk {
+	for i := range e.Disks {
+		if e.Disks[i].Number == n {
+			return &e.Disks[i]
 		}
 	}
-	return &e, nil
+	return nil
 }
 
 // ParseID reads a UUID in its text form.
@@ -87,6 +150,14 @@ func FormatID(id [16]byte) string {
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
+// newID returns a random UUID, version 4.
+func newID() (id [16]byte) {
+	rand.Read(id[:]) // never fails
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
 // adoptedID is the identity of an image that has no entry. It depends on the
 // name alone, so it is the same in every copy of the store.
 func adoptedID(name string) (id [16]byte) {
@@ -97,19 +168,12 @@ func adoptedID(name string) (id [16]byte) {
 	return id
 }
 
-// document is the entry that an adopted image would have, for people and
-// scripts: the same bytes for the same objects.
-func document(im *Image) []byte {
-	e := Entry{Version: 1, ID: FormatID(im.ID), Name: im.Name, Status: im.Status}
-	for _, d := range im.Disks {
-		e.Disks = append(e.Disks, EntryDisk{Key: d.Object.Key, Format: d.Format, Size: d.Object.Size})
+// stamp returns the present time, or one after prev if that is not yet over:
+// a change has a later time than the one before, whoever's clock it was.
+func stamp(prev time.Time) time.Time {
+	now := time.Now().UTC()
+	if next := prev.UTC().Add(1); next.After(now) && next.Year() <= 9999 {
+		return next
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
-		panic(err) // strings and numbers always encode
-	}
-	return b.Bytes()
+	return now
 }
