@@ -75,13 +75,15 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 
 soak: build s3server ## all tests SOAK (10) times, in another order each time
 	@test/install
+	export IMAGEFS_S3SERVER="$$PWD/bin/s3server"
 	for i in $$(seq $(SOAK)); do
 		echo "round $$i of $(SOAK)"
 		$(GO) test -race -count=1 -shuffle=on -timeout=60m ./...
 	done
 
 cover: build s3server ## statement coverage of all tests, in bin/cover.html
-	@$(GO) test -coverpkg=./... -coverprofile=bin/cover.out ./...
+	@export IMAGEFS_S3SERVER="$$PWD/bin/s3server"
+	$(GO) test -coverpkg=./... -coverprofile=bin/cover.out ./...
 	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
 	$(GO) tool cover -func=bin/cover.out | tail -n 1
 
