@@ -1,6 +1,6 @@
-// Package qcow2 reads and lays out QEMU's copy-on-write images, versions 2 and
-// 3. "Section" below is one of the QEMU project's "Qcow2 Image File Format"
-// (docs/interop/qcow2). Every number in a file is big-endian.
+// Package qcow2 reads, lays out and compresses QEMU's copy-on-write images,
+// versions 2 and 3. "Section" below is one of the QEMU project's "Qcow2 Image
+// File Format" (docs/interop/qcow2). Every number in a file is big-endian.
 //
 // # On disk
 //
@@ -50,6 +50,21 @@
 //
 // What is not allocated is entry 0, never the zero flag, which some readers
 // take for a part of the offset.
+//
+// # As compressed
+//
+// [Compress] writes the same with compression type zstd, the one incompatible
+// feature it needs, and a header of 112 bytes. It knows how much it stores only
+// in the end, and the tables come there:
+//
+//	cluster 0   header, then zeros
+//	            stored clusters, in guest order: payloads back to back in
+//	            clusters of their own, plain ones between these
+//	            refcount blocks, refcount table
+//	            L1 table
+//	            L2 tables that have a stored cluster, in order, to the end
+//
+// A payload counts in every cluster that it touches; all other counts are 1.
 package qcow2
 
 import "imagefs/codec"

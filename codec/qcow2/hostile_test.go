@@ -325,6 +325,29 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// The same payload for two guest clusters is the amplification trick, whatever
+// its length says and wherever it lies. Payloads that share no more than a
+// sector are what writers make.
+func TestSharedPayloads(t *testing.T) {
+	for _, isZstd := range []bool{false, true} {
+		for _, bits := range []uint{9, 16, 21} {
+			for _, n := range []int{1, 20, 500, 511} { // bytes; one sector or two
+				p := bytes.Repeat([]byte{'p'}, n)
+				for _, at := range []int{0, 1, 300, 511} {
+					b := packed(bits, isZstd, []int{at, at + n, at + 2*n}, [][]byte{p, p, p})
+					open(t, codectest.Bytes(b))
+					for i, off := range []int{at, at + n, at + 2*n} {
+						twice := packed(bits, isZstd, []int{at, at + n, at + 2*n, off}, [][]byte{p, p, p, p})
+						if _, err := Format.Open(context.Background(), codectest.Bytes(twice)); !errors.Is(err, codec.ErrCorrupt) || !strings.Contains(err.Error(), "share") {
+							t.Errorf("zstd %v, clusters of 1<<%d, payload %d of %d bytes at %d used twice: %v", isZstd, bits, i, n, off, err)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // compressedSmall is small with its guest clusters 0 and 1 compressed, packed
 // at 0x3001.
 func compressedSmall() []byte {

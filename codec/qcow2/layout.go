@@ -57,7 +57,7 @@ func makePlan(size, n, l2Len int64) plan {
 func (format) Layout(ctx context.Context, d codec.Disk, _ codec.Facts) (*codec.File, error) {
 	size := d.Size()
 	if size > layMax {
-		return nil, fmt.Errorf("%w: qcow2 holds at most %d bytes in clusters of 64 KiB, the disk has %d", codec.ErrTooLarge, int64(layMax), size)
+		return nil, tooLarge(size)
 	}
 	m, err := codec.NewMap(ctx, d, layCluster)
 	if err != nil {
@@ -109,6 +109,10 @@ func (format) Layout(ctx context.Context, d codec.Disk, _ codec.Facts) (*codec.F
 	packed := &codec.Packed{Disk: d, Map: m}
 	f.Append(packed.Len(), packed)
 	return f, nil
+}
+
+func tooLarge(size int64) error {
+	return fmt.Errorf("%w: qcow2 holds at most %d bytes in clusters of 64 KiB, the disk has %d", codec.ErrTooLarge, int64(layMax), size)
 }
 
 // header makes a version 3 header without features; the zeros behind it end
