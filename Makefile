@@ -10,6 +10,7 @@ GO          ?= go
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 FUZZTIME    ?= 30s
+FUZZPKGS    ?= ./...
 BENCH       ?= .
 BENCHFLAGS  ?=
 SOAK        ?= 10
@@ -65,12 +66,12 @@ bench: build s3server ## compare with what users do today, side by side in one r
 microbench: ## Go benchmarks matching BENCH (all)
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout=60m ./...
 
-fuzz: ## every fuzz target for FUZZTIME (30s)
-	@for pkg in $$($(GO) list ./...); do
-		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do
-			echo "$$pkg $$f"
-			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg
-		done
+fuzz: ## every fuzz target for FUZZTIME (30s, or a count such as 10000x)
+	@list=$$($(GO) test -list '^Fuzz' $(FUZZPKGS))
+	awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2, f[i]; n = 0 }' <<<"$$list" |
+	while read -r pkg f; do
+		echo "$$pkg $$f"
+		$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x "$$pkg"
 	done
 
 soak: build s3server ## all tests SOAK (10) times, in another order each time
