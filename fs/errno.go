@@ -9,7 +9,9 @@ import (
 
 	"imagefs/codec"
 	"imagefs/fs/image"
+	"imagefs/fs/stage"
 	"imagefs/remote"
+	"imagefs/remote/catalog"
 )
 
 // errnos is the one table that turns an error into a number; the first row
@@ -19,6 +21,12 @@ var errnos = []struct {
 	errno syscall.Errno
 }{
 	{image.ErrNotShown, syscall.ENOENT},
+	// Before the sentinels that they also are.
+	{syscall.EPERM, syscall.EPERM},
+	{syscall.ENOTEMPTY, syscall.ENOTEMPTY},
+	{catalog.ErrConflict, syscall.EBUSY},
+	{stage.ErrBusy, syscall.EBUSY},
+	{stage.ErrName, syscall.EINVAL},
 	{remote.ErrChanged, syscall.ESTALE},
 	{remote.ErrCredentials, syscall.EACCES},
 	{fs.ErrPermission, syscall.EACCES},
@@ -27,6 +35,7 @@ var errnos = []struct {
 	{fs.ErrExist, syscall.EEXIST},
 	{codec.ErrUnsupported, syscall.EOPNOTSUPP},
 	{codec.ErrTooLarge, syscall.EFBIG},
+	{stage.ErrRefused, syscall.EINVAL},
 	{codec.ErrCorrupt, syscall.EIO},
 	{codec.ErrFormat, syscall.EIO},
 	{remote.ErrUnavailable, syscall.EIO},
@@ -36,6 +45,9 @@ var errnos = []struct {
 	{syscall.ENOSPC, syscall.ENOSPC},
 	{syscall.EDQUOT, syscall.EDQUOT},
 	{syscall.EFBIG, syscall.EFBIG},
+	{syscall.EOPNOTSUPP, syscall.EOPNOTSUPP},
+	{syscall.EINVAL, syscall.EINVAL},
+	{remote.ErrUnsupported, syscall.EOPNOTSUPP},
 }
 
 // Errno returns the number that stands for err, and whether the table knew it;

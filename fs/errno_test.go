@@ -11,7 +11,9 @@ import (
 
 	"imagefs/codec"
 	"imagefs/fs/image"
+	"imagefs/fs/stage"
 	"imagefs/remote"
+	"imagefs/remote/catalog"
 )
 
 func TestErrno(t *testing.T) {
@@ -38,6 +40,14 @@ func TestErrno(t *testing.T) {
 		{syscall.ENOSPC, syscall.ENOSPC},
 		{syscall.EDQUOT, syscall.EDQUOT},
 		{syscall.EFBIG, syscall.EFBIG},
+		{syscall.EPERM, syscall.EPERM},
+		{syscall.ENOTEMPTY, syscall.ENOTEMPTY},
+		{catalog.ErrConflict, syscall.EBUSY},
+		{stage.ErrBusy, syscall.EBUSY},
+		{stage.ErrName, syscall.EINVAL},
+		{fmt.Errorf("%w: %w", stage.ErrRefused, codec.ErrCorrupt), syscall.EINVAL},
+		{fmt.Errorf("%w: %w", stage.ErrRefused, codec.ErrFormat), syscall.EINVAL},
+		{fmt.Errorf("%w: %w", stage.ErrRefused, codec.ErrUnsupported), syscall.EOPNOTSUPP},
 	} {
 		if got, known := Errno(tc.err); got != tc.want || !known {
 			t.Errorf("%v: got %v (known %v), want %v", tc.err, got, known, tc.want)
@@ -60,21 +70,21 @@ func TestErrno(t *testing.T) {
 }
 
 func TestErrorsAreCountedNotRepeated(t *testing.T) {
-	var s status
+	var s Problems
 	for range 3 {
-		s.record("read", "a", errors.New("broken"))
+		s.Record("read", "a", errors.New("broken"))
 	}
 	for i := range maxErrors + 10 {
-		s.record("read", fmt.Sprint(i), errors.New("broken"))
+		s.Record("read", fmt.Sprint(i), errors.New("broken"))
 	}
 	if len(s.errors) != maxErrors {
 		t.Errorf("%d problems kept", len(s.errors))
 	}
 	s.errors = nil
 	for range 3 {
-		s.record("read", "a", errors.New("broken"))
+		s.Record("read", "a", errors.New("broken"))
 	}
-	if got := string(s.renderErrors()); len(s.errors) != 1 || got[len(got)-len("read a: broken (3 times)\n"):] != "read a: broken (3 times)\n" {
+	if got := string(s.render()); len(s.errors) != 1 || got[len(got)-len("read a: broken (3 times)\n"):] != "read a: broken (3 times)\n" {
 		t.Errorf("rendered %q", got)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,32 +23,41 @@ import (
 // request of the kernel, which cp and others take as their buffer's size.
 const blksize = 1 << 20
 
-// fixed is attributes that a node keeps for its life.
+// fixed is attributes that a node keeps, but for times that a client sets.
 type fixed struct {
-	attr fuse.Attr
+	mu   sync.Mutex
+	attr fuse.Attr     // guarded by mu
 	keep time.Duration // how long the kernel may believe them
 }
 
 // fixed returns the attributes of a node of size bytes, all of them data.
-func (t *tree) fixed(kind uint32, ino uint64, size int64, mtime time.Time) fixed {
-	perm := uint32(0o444) &^ t.cfg.Umask
+func (t *tree) fixed(kind uint32, ino uint64, size int64, mtime time.Time) fuse.Attr {
+	perm := (0o444 | t.write(0o200)) &^ t.cfg.Umask
 	if kind == syscall.S_IFLNK {
 		perm = 0o777
 	}
-	f := fixed{fuse.Attr{
+	a := fuse.Attr{
 		Ino: ino, Size: uint64(size), Blocks: uint64(codec.Ceil(size, 512)),
 		Blksize: 4096, Mode: kind | perm, Nlink: 1,
-	}, nameTimeout}
-	f.attr.SetTimes(&mtime, &mtime, &mtime)
-	t.owner(&f.attr)
-	return f
+	}
+	a.SetTimes(&mtime, &mtime, &mtime)
+	t.owner(&a)
+	return a
 }
 
 // Getattr implements [fs.NodeGetattrer].
 func (f *fixed) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	out.Attr = f.attr
 	out.SetTimeout(f.keep)
 	return 0
+}
+
+func (f *fixed) set(a fuse.Attr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.attr = a
 }
 
 func (f *fixed) child(n fs.InodeEmbedder) child { return child{node: n, attr: f.attr, keep: f.keep} }
@@ -75,20 +85,24 @@ var (
 )
 
 func (t *tree) file(im *catalog.Image, cd catalog.Disk, v codec.View, f *image.File) child {
-	a := t.fixed(syscall.S_IFREG, f.Ino, f.Size(), f.ModTime)
-	a.attr.Blocks, a.attr.Blksize, a.keep = f.Blocks, blksize, fileTimeout
-	n := &file{t: t, im: im, disk: cd, view: v, x: xattrs(f), fixed: a}
+	mtime := cd.Modified
+	if mtime.IsZero() {
+		mtime = f.ModTime
+	}
+	a := t.fixed(syscall.S_IFREG, f.Ino, f.Size(), mtime)
+	a.Blocks, a.Blksize = f.Blocks, blksize
+	n := &file{t: t, im: im, disk: cd, view: v, x: xattrs(f), fixed: fixed{attr: a, keep: fileTimeout}}
 	return n.child(n)
 }
 
 func (n *file) path() string { return n.disk.Object.Key + " as " + n.view.Name() }
 
 // Open opens the version that was looked up, whatever the name means by now.
-// Asked to write, it answers EROFS, which clients that prefer to write take as
-// the hint to open again for reading.
+// Asked to read and write, it answers EROFS, which clients that prefer to write
+// take as the hint to open again for reading; see [file.replace] for writing.
 func (n *file) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		return nil, 0, syscall.EROFS
+		return nil, 0, n.replace(ctx, flags)
 	}
 	d, err := n.t.opener.Open(ctx, n.im, n.disk)
 	if err != nil {
@@ -153,7 +167,8 @@ type text struct {
 }
 
 func (t *tree) text(kind, name string, data []byte, mtime time.Time) child {
-	n := &text{data: data, fixed: t.fixed(syscall.S_IFREG, derive(kind, name, string(data)), int64(len(data)), mtime)}
+	a := t.fixed(syscall.S_IFREG, derive(kind, name, string(data)), int64(len(data)), mtime)
+	n := &text{data: data, fixed: fixed{attr: a, keep: nameTimeout}}
 	return n.child(n)
 }
 
@@ -182,7 +197,8 @@ type link struct {
 }
 
 func (t *tree) link(name, target string, mtime time.Time) child {
-	n := &link{target: target, fixed: t.fixed(syscall.S_IFLNK, derive("id", name), int64(len(target)), mtime)}
+	a := t.fixed(syscall.S_IFLNK, derive("id", name), int64(len(target)), mtime)
+	n := &link{target: target, fixed: fixed{attr: a, keep: nameTimeout}}
 	return n.child(n)
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imagefs/fs/image"
+	"imagefs/fs/stage"
 	"imagefs/remote/catalog"
 )
 
@@ -27,7 +28,10 @@ type Config struct {
 	UID, GID   uint32 // owner of everything
 	Umask      uint32 // permission bits to take away
 	Options    []string
-	Refresh    time.Duration // between two listings of the store; 0: only when asked
+	Spool      *stage.Spool      // of files that are copied in; nil mounts read-only
+	Exts       map[string]string // extensions of names, and the formats they promise
+	Problems   *Problems         // for .imagefs/errors; made if nil
+	Refresh    time.Duration     // between two listings of the store; 0: only when asked
 	Log        *slog.Logger
 
 	Version  string // for .imagefs/version
@@ -61,12 +65,16 @@ func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, err
 	if err := clearDead(cfg.Mountpoint, cfg.Log); err != nil {
 		return nil, err
 	}
-	st := &status{}
+	if cfg.Problems == nil {
+		cfg.Problems = new(Problems)
+	}
+	st := &status{Problems: cfg.Problems}
 	t := &tree{cfg: cfg, cat: cat, opener: opener, log: cfg.Log, status: st}
 	st.files = []statusFile{
 		{"version", func() []byte { return []byte(cfg.Version + "\n") }},
 		{"config", func() []byte { return renderJSON(cfg.Settings) }},
-		{"errors", st.renderErrors},
+		{"errors", st.render},
+		{"uploads", func() []byte { return renderUploads(cfg.Spool) }},
 		{"stats", func() []byte {
 			if cfg.Stats == nil {
 				return nil
@@ -90,17 +98,24 @@ func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, err
 			DisableSplice: true,
 			// Listing must not look every name up: that opens images.
 			DisableReadDirPlus: true,
-			// Files never change, so pages never have to be dropped.
+			// Files never change, but those written here: pages never have
+			// to be dropped.
 			ExplicitDataCacheControl: true,
-			Logger:                   slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+			// The open tells of O_TRUNC, and no write asks for attributes.
+			ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
+			Logger:            slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 		},
 	}
 	if os.Geteuid() == 0 {
 		// Without the helper program, and so without needing it installed.
 		opts.DirectMountStrict = true
-		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
-	} else {
-		opts.Options = append(opts.Options, "ro")
+		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV
+	}
+	if cfg.Spool == nil {
+		opts.DirectMountFlags |= unix.MS_RDONLY
+		if !opts.DirectMountStrict {
+			opts.Options = append(opts.Options, "ro")
+		}
 	}
 	root := t.root()
 	root.ino = 1

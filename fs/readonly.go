@@ -8,9 +8,10 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// readOnly refuses every operation that would change something. The mount is
-// read-only, so the kernel refuses them first; this holds where it does not,
-// since the library lets some succeed when they are not defined.
+// readOnly refuses every operation that would change something, for the nodes
+// that do not say otherwise. Where the mount is read-only the kernel refuses
+// them first; this holds where it does not, since the library lets some succeed
+// when they are not defined.
 type readOnly struct{}
 
 var (

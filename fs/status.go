@@ -11,12 +11,19 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"imagefs/fs/stage"
 )
 
 // status is what .imagefs shows: files for cat, made when they are opened.
 type status struct {
+	*Problems
 	files []statusFile
+}
 
+// Problems are the failures that .imagefs/errors shows, the newest of them. The
+// zero value has none; it is safe for concurrent use.
+type Problems struct {
 	mu     sync.Mutex
 	errors []problem // guarded by mu; the newest maxErrors
 }
@@ -36,8 +43,8 @@ type problem struct {
 
 const maxErrors = 200
 
-// record keeps a failure.
-func (s *status) record(op, path string, err error) {
+// Record keeps a failure of op at path.
+func (s *Problems) Record(op, path string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := problem{time.Now(), op, path, err.Error(), 1}
@@ -53,7 +60,7 @@ func (s *status) record(op, path string, err error) {
 	s.errors = append(s.errors, p)
 }
 
-func (s *status) renderErrors() []byte {
+func (s *Problems) render() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var b strings.Builder
@@ -63,6 +70,25 @@ func (s *status) renderErrors() []byte {
 			fmt.Fprintf(&b, " (%d times)", p.times)
 		}
 		b.WriteByte('\n')
+	}
+	return []byte(b.String())
+}
+
+// renderUploads tells of the files that are being copied in, a line each.
+func renderUploads(s *stage.Spool) []byte {
+	if s == nil {
+		return nil
+	}
+	var b strings.Builder
+	for _, u := range s.Status() {
+		fmt.Fprintf(&b, "%s %q %d bytes", u.State, strings.TrimPrefix(u.Folder+"/"+u.Name, "/"), u.Size)
+		if u.Total > 0 {
+			fmt.Fprintf(&b, ", %d of %d stored", u.Sent, u.Total)
+		}
+		if u.Error != "" {
+			fmt.Fprintf(&b, ": %s", u.Error)
+		}
+		fmt.Fprintf(&b, " (%s)\n", u.Path)
 	}
 	return []byte(b.String())
 }
@@ -81,7 +107,7 @@ func (s *status) folder(t *tree) *dir {
 	d := t.folder(".imagefs", func(_ context.Context, name string) (child, error) {
 		for _, f := range s.files {
 			if f.name == name {
-				n := &live{render: f.render, fixed: t.fixed(syscall.S_IFREG, derive("status", name), 0, start)}
+				n := &live{render: f.render, fixed: fixed{attr: t.fixed(syscall.S_IFREG, derive("status", name), 0, start), keep: nameTimeout}}
 				return n.child(n), nil
 			}
 		}

@@ -10,14 +10,15 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"imagefs/codec"
 	"imagefs/fs/image"
+	"imagefs/fs/stage"
 	"imagefs/remote/catalog"
 )
 
@@ -48,16 +49,25 @@ func (t *tree) view(name string) codec.View {
 // fail logs err and returns its number. ENOENT is an answer, not a failure.
 func (t *tree) fail(op, path string, err error) syscall.Errno {
 	e, known := Errno(err)
+	var reported *stage.Reported
 	switch {
-	case e == syscall.ENOENT || e == syscall.EINTR:
+	case e == syscall.ENOENT || e == syscall.EINTR || errors.As(err, &reported):
 	case !known:
 		t.log.Error("error without a number of its own", "op", op, "path", path, "err", err)
-		t.status.record(op, path, err)
+		t.status.Record(op, path, err)
 	default:
 		t.log.Warn(op+" failed", "op", op, "path", path, "err", err)
-		t.status.record(op, path, err)
+		t.status.Record(op, path, err)
 	}
 	return e
+}
+
+// write is bit where the mount can be written to.
+func (t *tree) write(bit uint32) uint32 {
+	if t.cfg.Spool == nil {
+		return 0
+	}
+	return bit
 }
 
 // derive makes an inode number of what a node stands for.
@@ -72,82 +82,12 @@ func (t *tree) owner(a *fuse.Attr) {
 }
 
 func (t *tree) dirAttr(a *fuse.Attr, ino uint64, mtime time.Time) {
-	a.Mode = syscall.S_IFDIR | 0o555&^t.cfg.Umask
+	a.Mode = syscall.S_IFDIR | (0o555|t.write(0o200))&^t.cfg.Umask
 	a.Ino = ino
 	a.Nlink = 2
 	a.Blksize = 4096
 	a.SetTimes(&mtime, &mtime, &mtime)
 	t.owner(a)
-}
-
-// dir is a folder: what differs between folders is how a child is found and
-// listed, and both are functions.
-type dir struct {
-	fs.Inode
-	readOnly
-	t      *tree
-	ino    uint64
-	mtime  func() time.Time
-	lookup func(ctx context.Context, name string) (child, error)
-	list   func(ctx context.Context) ([]fuse.DirEntry, error)
-	path   string
-}
-
-// child is what a look-up finds: a node and its attributes.
-type child struct {
-	node fs.InodeEmbedder
-	attr fuse.Attr
-	keep time.Duration // how long the kernel may believe attr
-}
-
-var (
-	_ fs.NodeLookuper  = (*dir)(nil)
-	_ fs.NodeReaddirer = (*dir)(nil)
-	_ fs.NodeGetattrer = (*dir)(nil)
-	_ fs.NodeStatfser  = (*dir)(nil)
-)
-
-func (d *dir) asChild() (child, error) {
-	c := child{node: d, keep: nameTimeout}
-	d.t.dirAttr(&c.attr, d.ino, d.mtime())
-	return c, nil
-}
-
-// Lookup finds a child by name.
-func (d *dir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	c, err := d.lookup(ctx, name)
-	if err != nil {
-		return nil, d.t.fail("lookup", d.path+"/"+name, err)
-	}
-	out.Attr = c.attr
-	out.SetEntryTimeout(nameTimeout)
-	out.SetAttrTimeout(c.keep)
-	return d.NewInode(ctx, c.node, fs.StableAttr{Mode: c.attr.Mode & syscall.S_IFMT, Ino: c.attr.Ino}), 0
-}
-
-// Readdir lists the children.
-func (d *dir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	es, err := d.list(ctx)
-	if err != nil {
-		return nil, d.t.fail("readdir", d.path, err)
-	}
-	return fs.NewListDirStream(es), 0
-}
-
-// Getattr describes the folder.
-func (d *dir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	d.t.dirAttr(&out.Attr, d.ino, d.mtime())
-	out.SetTimeout(nameTimeout)
-	return 0
-}
-
-// Statfs tells a full, read-only file system of the size of the catalog.
-func (d *dir) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
-	const block = 4096
-	out.Bsize, out.Frsize, out.NameLen = block, block, 255
-	out.Blocks = uint64(codec.Ceil(d.t.cat.Bytes(), block))
-	out.Files = uint64(len(d.t.cat.Names()))
-	return 0
 }
 
 var errNoEntry = iofs.ErrNotExist
@@ -161,6 +101,7 @@ func (t *tree) root() *dir {
 	images := t.folder("images", t.lookupImage, t.listImages)
 	formats := t.folder("by-format", t.lookupFormat, t.listFormats)
 	ids := t.folder("by-id", t.lookupID, t.listIDs)
+	images.stage = func() string { return "" }
 	hidden := t.status.folder(t)
 	return t.folder("", func(_ context.Context, name string) (child, error) {
 		for _, d := range []*dir{images, formats, ids, hidden} {
@@ -193,14 +134,55 @@ func (t *tree) listImages(context.Context) ([]fuse.DirEntry, error) {
 	return es, nil
 }
 
-func (t *tree) lookupImage(_ context.Context, name string) (child, error) {
-	if !t.cat.Has(name) {
+func (t *tree) lookupImage(ctx context.Context, name string) (child, error) {
+	if t.cat.Has(name) || t.cfg.Spool != nil && t.cfg.Spool.HasFolder(name) {
+		return t.imageDir(name).asChild()
+	}
+	return t.lookupShort(ctx, name)
+}
+
+// imageDir is the folder of an image, also of one that has no disk yet. Its
+// name changes when it is renamed.
+func (t *tree) imageDir(name string) *dir {
+	d := &dir{t: t, path: "images/" + name, ino: derive("image", name), mtime: t.cat.ModTime}
+	current := &atomic.Value{}
+	current.Store(name)
+	d.stage = func() string { return current.Load().(string) }
+	d.renamed = func(name string) { current.Store(name) }
+	d.lookup = func(ctx context.Context, file string) (child, error) { return t.lookupFile(ctx, d.stage(), file) }
+	d.list = func(ctx context.Context) ([]fuse.DirEntry, error) {
+		if !t.cat.Has(d.stage()) {
+			return nil, nil // a draft
+		}
+		return t.listFiles(ctx, d.stage())
+	}
+	return d
+}
+
+// lookupShort finds images/NAME.EXT, the short way of copying disk 0 of an
+// image in, which is not listed.
+func (t *tree) lookupShort(ctx context.Context, name string) (child, error) {
+	target, err := stage.ParseName(t.cfg.Exts, "", name)
+	if err != nil || !t.cat.Has(target.Image) {
 		return child{}, errNoEntry
 	}
-	d := &dir{t: t, path: "images/" + name, ino: derive("image", name), mtime: t.cat.ModTime}
-	d.lookup = func(ctx context.Context, file string) (child, error) { return t.lookupFile(ctx, name, file) }
-	d.list = func(ctx context.Context) ([]fuse.DirEntry, error) { return t.listFiles(ctx, name) }
-	return d.asChild()
+	im, err := t.cat.Lookup(ctx, target.Image)
+	if err != nil {
+		return child{}, err
+	}
+	cd, ok := im.Disk(0)
+	if !ok || imported(cd) != target.Format {
+		return child{}, errNoEntry
+	}
+	return t.lookupDisk(ctx, im, 0, target.Format)
+}
+
+// imported is the format that a disk was copied in as.
+func imported(d catalog.Disk) string {
+	if d.Original != nil {
+		return d.Original.Format
+	}
+	return d.Format
 }
 
 // images/NAME/
@@ -277,6 +259,9 @@ func (t *tree) problems(ctx context.Context, im *catalog.Image) string {
 
 func (t *tree) lookupDisk(ctx context.Context, im *catalog.Image, n int, ext string) (child, error) {
 	v := t.view(ext)
+	if v == nil {
+		v = t.view(t.cfg.Exts[strings.ToLower(ext)]) // disk0.img, say: not listed
+	}
 	cd, ok := im.Disk(n)
 	if v == nil || !ok {
 		return child{}, errNoEntry

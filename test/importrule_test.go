@@ -32,7 +32,7 @@ var rules = []rule{
 	{"remote/*", []string{"remote"}, "a store and the catalog know what all stores share, and no other store"},
 	{"remote", nil, "remote is objects: it knows no format, no cache and no FUSE"},
 	{"fs/image", []string{"codec", "codec/all", "codec/raw", "cache", "remote", "remote/catalog"}, "it opens a catalog entry in a format; stored bytes are shown as raw ones"},
-	{"fs/stage", []string{"codec", "codec/all", "remote", "remote/catalog"}, "it imports what was written to the mount"},
+	{"fs/stage", []string{"codec", "codec/qcow2", "remote", "remote/catalog"}, "it imports files, raw ones as compressed qcow2"},
 	{"fs", []string{"fs/image", "fs/stage", "remote/catalog", "remote", "cache", "codec"}, "nodes are thin: formats and stores are behind fs/image and fs/stage"},
 	{"cmd/imagefs", []string{"fs", "fs/*", "cache", "codec", "codec/all", "remote", "remote/*"}, "cmd assembles the program; single formats come through codec/all"},
 	{"test", nil, "the tests here see the program as its users do"},
@@ -48,7 +48,7 @@ var homes = []rule{
 	{"github.com/minio/minio-go/v7", []string{"remote/s3"}, "no S3 type or error may leave remote/s3"},
 	{"github.com/spf13/pflag", []string{"cmd/imagefs"}, "only the command line knows flags"},
 	{"github.com/klauspost/compress", []string{"codec/..."}, "compression belongs to the formats"},
-	{"golang.org/x/sys", []string{"fs", "remote/dir", "cache", "cmd/imagefs"}, "system calls that the standard library lacks: seek and locks of files, mounts, memory limits"},
+	{"golang.org/x/sys", []string{"fs", "fs/stage", "remote/dir", "cache", "cmd/imagefs"}, "system calls that the standard library lacks: seek and locks of files, mounts, memory limits"},
 }
 
 // goPackage is what these tests need of "go list -json".

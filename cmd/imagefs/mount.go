@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"imagefs/codec/all"
 	"imagefs/fs"
 )
 
@@ -24,6 +25,7 @@ const defaultCache = 256 << 20
 // mountFlags are what a mount can be told.
 type mountFlags struct {
 	store      storeFlags
+	spool      spoolFlags
 	formats    string
 	cacheSize  size
 	refresh    time.Duration
@@ -59,6 +61,7 @@ Example: imagefs mount ./store /mnt/imagefs
 		set.StringArrayVarP(&f.options, "options", "o", nil, "options as mount(8) passes them, comma separated")
 		set.StringVar(&f.logFile, "log-file", "", "file to log to in the background (default: .imagefs/errors only)")
 		set.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
+		f.spool.add(set)
 		f.store.add(set)
 	}
 	c.run = func(ctx context.Context, args []string) error {
@@ -109,7 +112,16 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	defer s.close()
 	// Twice the live heap is the collector's habit; cached blocks are live.
 	debug.SetMemoryLimit(int64(f.cacheSize) + heapBesideCache)
+	problems := new(fs.Problems)
+	spool, err := f.spool.open(ctx, s, log, problems)
+	if err != nil {
+		return err
+	}
+	if spool != nil {
+		defer f.spool.close(spool, log)
+	}
 	server, err := fs.Mount(fs.Config{
+		Spool: spool, Exts: all.Extensions, Problems: problems,
 		Source: s.store.name, Mountpoint: mountpoint, AllowOther: f.allowOther,
 		UID: uint32(f.uid), GID: uint32(f.gid), Umask: uint32(f.umask), Options: f.options,
 		Refresh: f.refresh, Log: log, Version: buildVersion(),
@@ -173,6 +185,14 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 	for _, v := range s.opener.Views() {
 		shown = append(shown, v.Name())
 	}
+	mode, spool := "read-only", ""
+	if !f.spool.readOnly {
+		mode = "write-through"
+		if f.spool.writeBack {
+			mode = "write-back"
+		}
+		spool, _ = f.spool.folder(s.store.name) // it was made, so it has a name
+	}
 	return struct {
 		Store      string   `json:"store"`
 		Mountpoint string   `json:"mountpoint"`
@@ -184,10 +204,13 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 		UID        int64    `json:"uid"`
 		GID        int64    `json:"gid"`
 		Umask      string   `json:"umask"`
+		Mode       string   `json:"mode"`
+		Spool      string   `json:"spool,omitempty"`
 		PID        int      `json:"pid"`
 	}{
 		s.store.name, mountpoint, shown, int64(f.cacheSize), f.refresh.String(), f.store.timeout.String(),
-		f.allowOther, f.uid, f.gid, f.umask.String(), os.Getpid(),
+		f.allowOther, f.uid, f.gid, f.umask.String(),
+		mode, spool, os.Getpid(),
 	}
 }
 

@@ -62,9 +62,17 @@ func (f *mountFlags) applyOptions() error {
 func (f *mountFlags) applyOption(opt string, kernel *[]string) (err error) {
 	key, value, _ := strings.Cut(opt, "=")
 	switch strings.ReplaceAll(key, "-", "_") {
-	case "", "ro", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
+	case "ro", "read_only":
+		f.spool.readOnly = true
+	case "write_back":
+		f.spool.writeBack = true
+	case "spool":
+		f.spool.dir = value
+	case "unmount_timeout":
+		f.spool.timeout, err = time.ParseDuration(value)
+	case "", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
 		"async", "default_permissions", "nosuid", "nodev", "relatime", "noatime", "nodiratime", "norelatime", "lazytime":
-		// The mount is read-only, nosuid and nodev, and keeps no times, whatever is said.
+		// The mount is nosuid and nodev, and keeps no times of access, whatever is said.
 	case "noexec", "exec":
 		*kernel = append(*kernel, key)
 	case "allow_other":

@@ -27,13 +27,17 @@ type Disk struct {
 	Image  *catalog.Image
 	Number int
 	Format string        // it is stored in
+	Import string        // the format it was copied in as: its own bytes are shown in that
 	Object remote.Object // it is stored as
 	Size   int64         // of the guest's disk, bytes
 	Data   int64         // of it allocated, in blocks of the map, bytes
 	Notes  []string      // remarks of the reader
 
+	modified time.Time // of the file that was copied in, or else of the object
+
 	src   codec.Source
 	guest codec.Disk
+	exact int64 // bytes of an imported raw disk, which the stored form rounds up
 	facts codec.Facts
 
 	mu    sync.Mutex
@@ -64,15 +68,24 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 	}
 	disk := &Disk{
 		Image: im, Number: d.Number, Format: d.Format, Object: d.Object, Size: guest.Size(),
-		Data: min(m.Count()*mapBlock, guest.Size()),
-		src:  src, files: make(map[string]*File),
+		Data:   min(m.Count()*mapBlock, guest.Size()),
+		Import: d.Format, modified: d.Object.ModTime, src: src, files: make(map[string]*File),
 		facts: codec.Facts{
 			ID: im.ID, Number: d.Number, Name: fmt.Sprintf("disk%d", d.Number),
 			Created: im.Created, Content: content(d, m),
 		},
 	}
+	if !d.Modified.IsZero() {
+		disk.modified = d.Modified
+	}
 	if n, ok := guest.(codec.Noted); ok {
 		disk.Notes = n.Notes()
+	}
+	if d.Original != nil {
+		if d.Original.Format != "raw" || d.Original.Size < 0 || d.Original.Size > guest.Size() {
+			return nil, codec.Corruptf("%d bytes of %s as the original of a disk of %d", d.Original.Size, d.Original.Format, guest.Size())
+		}
+		disk.Import, disk.exact = d.Original.Format, d.Original.Size
 	}
 	var readers []*cache.Reader
 	if r, ok := src.(*cache.Reader); ok {
@@ -107,7 +120,11 @@ const decodeAhead = 4 << 20
 // object elsewhere, so it is no ETag: the hash an import recorded, or what the
 // object's size and its map say.
 func content(d catalog.Disk, m *codec.Map) (c [32]byte) {
-	if b, err := hex.DecodeString(d.SHA256); err == nil && len(b) == len(c) {
+	sha := d.SHA256
+	if d.Original != nil {
+		sha = d.Original.SHA256
+	}
+	if b, err := hex.DecodeString(sha); err == nil && len(b) == len(c) {
 		return [32]byte(b)
 	}
 	sum := m.Sum()
@@ -170,12 +187,17 @@ func (d *Disk) File(ctx context.Context, v codec.View) (*File, error) {
 }
 
 func (d *Disk) layout(ctx context.Context, v codec.View) (f *File, err error) {
-	f = &File{View: v.Name(), Of: d, ModTime: d.Object.ModTime, Ino: d.ino(v.Name())}
-	if v.Name() == d.Format {
+	f = &File{View: v.Name(), Of: d, ModTime: d.modified, Ino: d.ino(v.Name())}
+	switch {
+	case v.Name() != d.Import:
+		f.Disk, err = v.Layout(ctx, d.guest, d.facts)
+	case d.Import == d.Format:
 		// What was copied in is what is read back: the stored bytes.
 		f.Disk, err = raw.Format.Open(ctx, d.src)
-	} else {
-		f.Disk, err = v.Layout(ctx, d.guest, d.facts)
+	default:
+		c := new(codec.File)
+		c.Guest(d.guest, 0, d.exact)
+		f.Disk = c
 	}
 	if err != nil {
 		return nil, err
@@ -193,8 +215,8 @@ func (d *Disk) layout(ctx context.Context, v codec.View) (f *File, err error) {
 	return f, nil
 }
 
-// Stored reports whether the file is the stored object itself, not a view.
-func (f *File) Stored() bool { return f.View == f.Of.Format }
+// Stored reports whether the file is what was copied in, not a view.
+func (f *File) Stored() bool { return f.View == f.Of.Import }
 
 // ino derives the inode number: a client that sees it change during a copy
 // takes the file for another one.

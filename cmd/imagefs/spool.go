@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"imagefs/codec/all"
+	"imagefs/fs"
+	"imagefs/fs/stage"
+)
+
+// spoolFlags say how files that are copied in wait for the store.
+type spoolFlags struct {
+	dir       string
+	readOnly  bool
+	writeBack bool
+	timeout   time.Duration
+}
+
+func (f *spoolFlags) add(set *pflag.FlagSet) {
+	set.StringVar(&f.dir, "spool", "", "folder for files that are being copied in (default "+defaultSpoolHelp+")")
+	set.BoolVar(&f.readOnly, "read-only", false, "refuse all writing")
+	set.BoolVar(&f.writeBack, "write-back", false, "close() returns when the spool has a file safely; upload behind")
+	set.DurationVar(&f.timeout, "unmount-timeout", 10*time.Minute, "longest that the daemon goes on storing after an unmount; what is left goes on with the next mount")
+}
+
+const defaultSpoolHelp = "~/.local/state/imagefs/spool"
+
+// folder is where the files for a store wait.
+func (f *spoolFlags) folder(storeName string) (string, error) {
+	dir := f.dir
+	if dir == "" {
+		state := os.Getenv("XDG_STATE_HOME")
+		if state == "" {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", fmt.Errorf("no home folder for the spool: say --spool DIR or --read-only: %w", err)
+			}
+			state = filepath.Join(home, ".local", "state")
+		}
+		dir = filepath.Join(state, "imagefs", "spool")
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(storeName))
+	return filepath.Join(dir, hex.EncodeToString(sum[:8])), nil
+}
+
+// open opens the spool of a mount, nil for one that is only read.
+func (f *spoolFlags) open(ctx context.Context, s *session, log *slog.Logger, problems *fs.Problems) (*stage.Spool, error) {
+	if f.readOnly {
+		return nil, nil
+	}
+	dir, err := f.folder(s.store.name)
+	if err != nil {
+		return nil, err
+	}
+	im, err := stage.NewImporter(s.store, s.cat, all.Formats)
+	if err != nil {
+		return nil, err
+	}
+	return stage.Open(ctx, stage.Config{
+		Dir: dir, Importer: im, Catalog: s.cat, Exts: all.Extensions, WriteBack: f.writeBack, Log: log,
+		Report: func(op, path string, err error) {
+			log.Error(op+" failed", "path", path, "err", err)
+			problems.Record(op, path, err)
+		},
+	})
+}
+
+// close waits until what was copied in is stored, as long as it may.
+func (f *spoolFlags) close(spool *stage.Spool, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), f.timeout)
+	defer cancel()
+	if err := spool.Close(ctx); err != nil {
+		log.Warn("some files are not stored yet: the next mount of this store goes on with them", "err", err)
+	}
+}

@@ -1,0 +1,258 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"imagefs/codec"
+	"imagefs/remote/catalog"
+)
+
+// refusedSuffix ends the name under which a refused file is shown when another
+// version of the disk has the name itself.
+const refusedSuffix = ".refused"
+
+func (f *File) isRefusedName() bool { return strings.HasSuffix(f.rec.Name, refusedSuffix) }
+
+// Reported is an error that Config.Report was told of already.
+type Reported struct{ error }
+
+// Unwrap returns the error itself.
+func (r *Reported) Unwrap() error { return r.error }
+
+// Commit makes the file a disk of its image, and returns when the store has it
+// (or, in write-back mode, when the spool has it durably). Without a change
+// since the last time it does nothing. An error in the content wraps
+// [ErrRefused], a lost race is catalog.ErrConflict; the bytes stay in the spool.
+//
+// The commit does not end with ctx: whoever waits may be interrupted, and the
+// file is then still stored or refused as a whole.
+func (f *File) Commit(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	f.io.Lock()
+	defer f.io.Unlock()
+	f.starting.Wait()
+	f.mu.Lock()
+	if !f.dirty || f.removed {
+		f.mu.Unlock()
+		return nil
+	}
+	f.stopQuiet()
+	f.dirty = false
+	f.mu.Unlock()
+	job, err := f.job()
+	if err == nil {
+		var c *checked
+		if c, err = f.s.im.check(ctx, job); err == nil {
+			return f.seal(ctx, c)
+		}
+	}
+	return f.fail("import", err)
+}
+
+// job describes the file as it is to be imported.
+func (f *File) job() (*Job, error) {
+	a, err := f.Attr()
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t, err := ParseName(f.s.cfg.Exts, f.rec.Folder, f.rec.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &Job{
+		Target: t, Base: f.rec.Base, Modified: a.Modified, File: f.data, Size: a.Size, Scratch: f.dir,
+		Starting: f.uploading, Progress: f.progress, sent: f.sent,
+	}, nil
+}
+
+// seal notes that the file is complete and good, and stores it.
+func (f *File) seal(ctx context.Context, c *checked) error {
+	back := f.s.cfg.WriteBack
+	if back {
+		if err := f.data.Sync(); err != nil {
+			return fmt.Errorf("staged file: %w", bare(err))
+		}
+	}
+	f.mu.Lock()
+	f.rec.State, f.rec.Error = Sealed, ""
+	f.done, f.total = 0, c.Size
+	err := f.rec.save(f.dir, back)
+	f.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("staged file: %w", bare(err))
+	}
+	if back {
+		f.s.later(f)
+		return nil
+	}
+	return f.store(ctx, c)
+}
+
+// store uploads and commits what was checked. io is held.
+func (f *File) store(ctx context.Context, c *checked) error {
+	img, err := f.s.im.commit(ctx, c)
+	f.mu.Lock()
+	f.sent, f.tried = nil, false
+	f.mu.Unlock()
+	if err != nil {
+		return f.fail("import", err)
+	}
+	f.publish(c, img)
+	return nil
+}
+
+// uploading notes the object that the store may have from now on.
+func (f *File) uploading(key string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.rec.Key != "" {
+		f.rec.Stale = append(f.rec.Stale, f.rec.Key)
+	}
+	f.rec.Key = key
+	if f.rec.State == Sealed {
+		f.rec.State = Uploading
+	}
+	return f.rec.save(f.dir, f.s.cfg.WriteBack)
+}
+
+func (f *File) progress(sent, total int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.done, f.total = max(f.done, sent), total
+}
+
+// publish takes the file out of the tree: the catalog shows the disk now.
+func (f *File) publish(c *checked, img *catalog.Image) {
+	f.mu.Lock()
+	f.rec.State = committed
+	if d, ok := img.Disk(c.Number); ok {
+		f.rec.Base = d.Object.Key // should it be written again
+	}
+	stale := f.rec.Stale
+	f.rec.Key, f.rec.Stale = "", nil
+	f.save()
+	f.s.drop(f)
+	f.gone = true
+	if f.handles == 0 {
+		f.discard()
+	}
+	f.mu.Unlock()
+	f.s.cfg.Log.Info("imported", "image", c.Image, "disk", c.Number, "format", c.format.Name(), "bytes", c.Size)
+	f.s.undraft(c.Image)
+	if len(stale) > 0 {
+		f.s.goWork(func(ctx context.Context) {
+			for _, key := range stale {
+				_ = f.s.im.up.AbortUploads(ctx, key) // what is left is for the collector of garbage
+			}
+		})
+	}
+	if f.s.cfg.Published != nil {
+		f.s.cfg.Published(c.Image)
+	}
+}
+
+// fail notes why the file was not taken. What is wrong with the file itself is
+// a refusal; what the store could not do may be tried again.
+func (f *File) fail(op string, err error) error {
+	f.mu.Lock()
+	sent := f.sent
+	f.sent, f.tried = nil, false
+	f.rec.Error = err.Error()
+	name := path.Join("images", f.rec.Folder, f.rec.Name)
+	f.mu.Unlock()
+	sent.abort()
+	f.s.cfg.Report(op, name, err)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if refusal(err) {
+		f.rec.State = Refused
+		if hidden := f.rec.Replace || errors.Is(err, catalog.ErrConflict); hidden && !f.gone && !f.isRefusedName() {
+			f.s.move(f, f.rec.Folder, f.rec.Name+refusedSuffix)
+		}
+	} else {
+		f.dirty = true // the next close tries again
+	}
+	f.save()
+	return &Reported{err}
+}
+
+// save keeps the record as far as the disk allows. mu is held.
+func (f *File) save() {
+	if err := f.rec.save(f.dir, false); err != nil {
+		f.s.cfg.Log.Warn("staged file", "path", f.dir, "err", err)
+	}
+}
+
+// refusal reports whether err is about the file, and not about the store.
+func refusal(err error) bool {
+	for _, e := range []error{ErrRefused, ErrName, catalog.ErrConflict, codec.ErrCorrupt, codec.ErrUnsupported} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// rewrite makes a file that was sealed, refused or committed one that is
+// written again. mu is held.
+func (f *File) rewrite() error {
+	if f.gone {
+		f.gone = false
+		f.rec.Replace = true
+		f.s.remember(f)
+	}
+	f.rec.State, f.rec.Error = Writing, ""
+	if err := f.rec.save(f.dir, false); err != nil {
+		return fmt.Errorf("staged file: %w", bare(err))
+	}
+	return nil
+}
+
+// startStream begins to send parts behind the writer, once: when the content
+// is, by its first bytes, what the name promises. Raw disks are encoded before
+// they are stored, and wait.
+func (f *File) startStream(end int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tried {
+		return
+	}
+	f.tried = true
+	t, ok := guess(f.s.cfg.Exts, f.rec.Folder, f.rec.Name)
+	if !ok || t.Format == "raw" {
+		return
+	}
+	f.starting.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		head := make([]byte, codec.HeadLen)
+		if _, err := f.data.ReadAt(head, 0); err != nil {
+			return
+		}
+		if names := codec.Signatures(head, nil); len(names) != 1 || names[0] != t.Format {
+			return
+		}
+		key := newKey(t, t.Format)
+		err := f.uploading(key)
+		if err == nil {
+			var s *stream
+			if s, err = f.s.im.begin(ctx, f.data, key); err == nil {
+				f.mu.Lock()
+				f.sent = s
+				f.mu.Unlock()
+				s.follow()
+				s.advance(end)
+			}
+		}
+		if err != nil {
+			f.s.cfg.Log.Info("parts are not sent ahead", "key", key, "err", err)
+		}
+	})
+}

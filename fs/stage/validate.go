@@ -1,0 +1,125 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"imagefs/codec"
+)
+
+// Decoding is given a second for every megabyte of the file and a minute
+// besides: far more than any honest image takes.
+const (
+	decodeBase = time.Minute
+	decodeRate = 1 << 20 // bytes of the file per second
+)
+
+// decodePiece is how much of a disk one worker decodes at a time.
+const decodePiece = 2 << 20
+
+// Detect says which of formats the content of src is, by content alone. An
+// error says what it is when it is none of them, or two of them at once.
+func Detect(ctx context.Context, formats []codec.Format, src codec.Source) (codec.Format, error) {
+	head, tail, err := codec.Ends(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	return codec.Detect(formats, head, tail)
+}
+
+// detect holds content and promised format together.
+func detect(ctx context.Context, formats []codec.Format, src codec.Source, promised string) (codec.Format, error) {
+	found, err := Detect(ctx, formats, src)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case found.Name() == promised:
+		return found, nil
+	case found.Name() == "raw":
+		return nil, fmt.Errorf("%w: the name says %s, but the content has no signature of it: is the file cut short, or a raw disk?",
+			codec.ErrFormat, promised)
+	case promised == "raw":
+		return nil, fmt.Errorf("%w: the name says raw, but the content is %s: name it .%s, or declare a raw disk with imagefs import --disk-format raw",
+			codec.ErrFormat, found.Name(), found.Name())
+	}
+	return nil, fmt.Errorf("%w: the name says %s, but the content is %s", codec.ErrFormat, promised, found.Name())
+}
+
+// Validate opens src as f and checks all that a later read relies on: the
+// tables at opening, and whatever is encoded by decoding it once. It holds a
+// few megabytes and ends within a time that follows from the file's size.
+func Validate(ctx context.Context, f codec.Format, src codec.Source) (codec.Disk, error) {
+	limit := decodeBase + time.Duration(src.Size()/decodeRate)*time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit,
+		codec.Unsupportedf("checking the image takes more than %v for its %d bytes", limit, src.Size()))
+	defer cancel()
+	d, err := f.Open(ctx, src)
+	if err == nil {
+		if d.Size() < 0 || d.Size() > codec.MaxSize {
+			return nil, codec.Corruptf("virtual size %d", d.Size())
+		}
+		err = decodeAll(ctx, d)
+	}
+	if err != nil && context.Cause(ctx) != nil && errors.Is(err, ctx.Err()) {
+		err = context.Cause(ctx)
+	}
+	return d, err
+}
+
+// decodeAll reads every encoded block of d once. What is stored plain lies
+// inside the file, which opening has checked.
+func decodeAll(ctx context.Context, d codec.Disk) error {
+	c, ok := d.(codec.Coded)
+	if !ok || c.Unit() == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	type piece struct{ off, n int64 }
+	work := make(chan piece)
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			buf := make([]byte, decodePiece)
+			for p := range work {
+				n, err := d.ReadAt(ctx, buf[:p.n], p.off)
+				if int64(n) < p.n {
+					if err == nil || err == io.EOF {
+						err = io.ErrUnexpectedEOF
+					}
+					cancel(fmt.Errorf("guest bytes at %d: %w", p.off, err))
+				}
+			}
+		})
+	}
+	err := func() error {
+		defer close(work)
+		for e, err := range d.Extents(ctx, 0, d.Size()) {
+			if err != nil {
+				return err
+			}
+			for off := e.Off; !e.Zero && off < e.Off+e.Len; {
+				// Whole blocks, so that none is decoded twice.
+				end := min(off-off%decodePiece+decodePiece, e.Off+e.Len)
+				select {
+				case work <- piece{off, end - off}:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+				off = end
+			}
+		}
+		return nil
+	}()
+	wg.Wait()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
