@@ -38,7 +38,7 @@ const (
 // cluster comes last, so that a file cut short is none.
 //
 // workers is how many goroutines read d and compress; below 1 it is the number
-// of processors. Each costs about 5 MiB, and every 64 KiB that are stored cost
+// of processors. Each costs about 6 MiB, and every 64 KiB that are stored cost
 // 4 bytes. w is written to by one goroutine at a time.
 //
 // [codec.ErrTooLarge] when d does not fit. Other errors are those of d, of w

@@ -83,18 +83,15 @@ func (im *writer) add(b *batch) error {
 		if n == notStored {
 			continue
 		}
-		im.note(b.first+int64(i), n)
 		was := im.at.pack
-		off, gap := im.at.place(n)
+		off, gap := im.put(b.first+int64(i), n)
 		if err := im.zero(was, gap); err != nil {
 			return err
 		}
 		var err error
 		if n == storedPlain {
-			im.count(off, layCluster)
 			err = plains.extend(im, int64(i)*layCluster, layCluster, off)
 		} else {
-			im.count(off, int64(n))
 			err = payloads.extend(im, from, int64(n), off)
 			from += int64(n)
 		}
@@ -108,12 +105,19 @@ func (im *writer) add(b *batch) error {
 	return plains.flush(im)
 }
 
-// note keeps the length of guest cluster c, the highest so far.
-func (im *writer) note(c int64, n uint16) {
+// put places guest cluster c, the highest so far, and notes it for the tables.
+func (im *writer) put(c int64, n uint16) (off, gap int64) {
 	if k := len(im.groups); k == 0 || im.groups[k-1].index != c/layPerL2 {
 		im.groups = append(im.groups, &group{index: c / layPerL2})
 	}
 	im.groups[len(im.groups)-1].lens[c%layPerL2] = n
+	off, gap = im.at.place(n)
+	if n == storedPlain {
+		im.count(off, layCluster)
+	} else {
+		im.count(off, int64(n))
+	}
+	return off, gap
 }
 
 // count counts one reference to each cluster that [off, off+n) touches. A

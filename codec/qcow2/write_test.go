@@ -3,7 +3,10 @@ package qcow2
 import (
 	"context"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"imagefs/codec"
@@ -152,5 +155,61 @@ func TestCompressSparse(t *testing.T) {
 				t.Errorf("%d bytes allocated, want at most %d", n, tt.mallocs)
 			}
 		})
+	}
+}
+
+// The tables of a file of many refcount blocks, of which the data are left out:
+// QEMU counts the same.
+func TestTablesOfManyClusters(t *testing.T) {
+	const tib = 1 << 40
+	f, err := os.Create(filepath.Join(t.TempDir(), "img.qcow2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r := rand.New(rand.NewPCG(11, 12))
+	im := newWriter(f, 6*tib) // of which the L1 table takes two clusters
+	for c := int64(0); c < codec.Ceil(6*tib, layCluster); c++ {
+		n := uint16(1 + r.IntN(worthLen))
+		switch r.IntN(4) {
+		case 0:
+			n = storedPlain
+		case 1:
+			n = 15
+		}
+		im.put(c, n)
+		if r.IntN(300) == 0 {
+			c += 1 << r.IntN(20) // a hole
+		}
+	}
+	size, err := im.finish()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes, %d refcount blocks, %d L2 tables", size, len(im.counts), len(im.groups))
+	if len(im.counts) < 3 {
+		t.Errorf("%d refcount blocks are not many", len(im.counts))
+	}
+	if out := codectest.Exec(t, "qemu-img", "check", "-f", "qcow2", f.Name()); !strings.Contains(out, "No errors were found") {
+		t.Errorf("qemu-img check: %s", out)
+	}
+	open(t, codectest.File(t, f.Name()))
+}
+
+func TestRefTableOfManyBlocks(t *testing.T) {
+	p := plan{rcb: 5, rcbLen: layPerL2 + 2}
+	b := make([]byte, layCluster)
+	for i, want := range map[int64][]int64{
+		0: {5, 6},
+		1: {5 + layPerL2, 6 + layPerL2, 0},
+		2: {0},
+	} {
+		clear(b)
+		fillRefTable(b, i, &p)
+		for k, w := range want {
+			if got := be64(b[8*k:]); got != uint64(w)*layCluster {
+				t.Errorf("entry %d of cluster %d: %#x, want %#x", k, i, got, w*layCluster)
+			}
+		}
 	}
 }
