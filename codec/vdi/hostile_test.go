@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"testing"
 
 	"imagefs/codec"
@@ -59,11 +57,7 @@ func TestRefusals(t *testing.T) {
 		{"block twice", entry(1, 0), codec.ErrCorrupt, "share"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := c.mend(sample())
-			_, err := Format.Open(context.Background(), codectest.Bytes(b))
-			if !errors.Is(err, c.err) || !strings.Contains(fmt.Sprint(err), c.text) {
-				t.Errorf("error %q, want %q with %q", err, c.err, c.text)
-			}
+			codectest.Refused(t, Format, c.mend(sample()), c.err, c.text)
 		})
 	}
 }
@@ -71,16 +65,8 @@ func TestRefusals(t *testing.T) {
 func TestHeaderOfOlderWriters(t *testing.T) {
 	b := sample()
 	le.PutUint32(b[72:], 384)
-	if got, err := readAll(mustOpen(t, codectest.Bytes(b))); err != nil || !bytes.Equal(got, content(b)) {
+	if got, err := codectest.ReadAll(codectest.Open(t, Format, codectest.Bytes(b))); err != nil || !bytes.Equal(got, content(b)) {
 		t.Errorf("other bytes, or %v", err)
-	}
-}
-
-// clean wants err to be of one of the kinds that say why an image is refused.
-func clean(t testing.TB, err error, what string, a ...any) {
-	t.Helper()
-	if !errors.Is(err, codec.ErrFormat) && !errors.Is(err, codec.ErrCorrupt) && !errors.Is(err, codec.ErrUnsupported) {
-		t.Errorf("%s: error %v, want a kind of refusal", fmt.Sprintf(what, a...), err)
 	}
 }
 
@@ -90,7 +76,9 @@ func TestTruncationIsAnErrorOrTheCutBlock(t *testing.T) {
 	for n := range b {
 		d, err := Format.Open(context.Background(), codectest.Bytes(b[:n]))
 		if err != nil {
-			clean(t, err, "cut at %d", n)
+			if !codectest.Clean(err) {
+				t.Errorf("cut at %d: %v is no clean refusal", n, err)
+			}
 			continue
 		}
 		if n <= last {
@@ -98,7 +86,7 @@ func TestTruncationIsAnErrorOrTheCutBlock(t *testing.T) {
 		}
 		want := content(b)
 		clear(want[6*4096+n-last:])
-		if got, err := readAll(d); err != nil || !bytes.Equal(got, want) {
+		if got, err := codectest.ReadAll(d); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("cut at %d: other bytes, or %v", n, err)
 		}
 	}
@@ -112,7 +100,9 @@ func TestFlippedBitsOfTheHeader(t *testing.T) {
 		at := bit / 8
 		d, err := Format.Open(context.Background(), codectest.Flip(codectest.Bytes(b), bit))
 		if err != nil {
-			clean(t, err, "bit %d of byte %d", bit%8, at)
+			if !codectest.Clean(err) {
+				t.Errorf("bit %d of byte %d: %v is no clean refusal", bit%8, at, err)
+			}
 			continue
 		}
 		switch {
@@ -123,7 +113,7 @@ func TestFlippedBitsOfTheHeader(t *testing.T) {
 		case at >= 340 && at < 344, at >= 376 && at < 380: // another map or block size, when it fits
 			continue
 		}
-		got, err := readAll(d)
+		got, err := codectest.ReadAll(d)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("bit %d of byte %d: other bytes, or %v", bit%8, at, err)
 		}
@@ -143,8 +133,8 @@ func TestSourceErrorsPass(t *testing.T) {
 // A large map is read in large pieces.
 func TestOpenReadsLittle(t *testing.T) {
 	d := codectest.Scattered(3<<40, 1000, 1)
-	src := codectest.Bounded(layout(t, d), 14, 13<<20)
-	mustOpen(t, src)
+	src := codectest.Bounded(codectest.Layout(t, Format, d), 14, 13<<20)
+	codectest.Open(t, Format, src)
 }
 
 // FuzzOpen compares what the table reads with the map read naively.
@@ -167,36 +157,13 @@ func FuzzOpen(f *testing.F) {
 		src := codectest.Bounded(codectest.Bytes(b), 1000, 64<<20)
 		d, err := Format.Open(ctx, src)
 		if err != nil {
-			clean(t, err, "open")
+			if !codectest.Clean(err) {
+				t.Errorf("open: %v is no clean refusal", err)
+			}
 			return
 		}
 		h := parse(b)
-		var off int64
-		p := make([]byte, 5000)
-		n := 0
-		for e, err := range d.Extents(ctx, 0, d.Size()) {
-			if err != nil || e.Off != off || e.Len <= 0 {
-				t.Fatalf("extent %+v behind %d: %v", e, off, err)
-			}
-			off += e.Len
-			if n++; n > 50 {
-				continue
-			}
-			for _, at := range []int64{e.Off, e.Off + e.Len/2, max(e.Off, e.Off+e.Len-100)} {
-				m, err := d.ReadAt(ctx, p, at)
-				if want := min(int64(len(p)), d.Size()-at); int64(m) != want {
-					t.Fatalf("read at %d: %d of %d: %v", at, m, want, err)
-				}
-				for j := range m {
-					if want := naive(b, h, at+int64(j)); p[j] != want {
-						t.Fatalf("byte at %d is %#x, want %#x", at+int64(j), p[j], want)
-					}
-				}
-			}
-		}
-		if off != d.Size() {
-			t.Fatalf("extents end at %d of %d", off, d.Size())
-		}
+		codectest.SameAs(t, d, func(off int64) byte { return naive(b, h, off) })
 	})
 }
 

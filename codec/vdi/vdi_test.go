@@ -4,17 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"imagefs/codec"
 	"imagefs/codec/codectest"
 )
-
-var facts = codec.Facts{ID: [16]byte{1, 2, 3}, Content: [32]byte{4}, Name: "disk0", Created: time.Unix(1700000000, 0)}
 
 // testDisks are laid out here and read by others.
 func testDisks() []*codectest.Disk {
@@ -34,60 +29,10 @@ func testDisks() []*codectest.Disk {
 	}
 }
 
-func layout(t testing.TB, d codec.Disk) *codec.File {
-	t.Helper()
-	f, err := Format.Layout(context.Background(), d, facts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
-func mustOpen(t testing.TB, src codec.Source) codec.Disk {
-	t.Helper()
-	d, err := Format.Open(context.Background(), src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-// same compares the bytes of got with want where either has data; zeros may
-// follow want.
-func same(t testing.TB, got, want codec.Disk) {
-	t.Helper()
-	ctx := context.Background()
-	if got.Size() < want.Size() || got.Size() > codec.Up(want.Size(), 512) {
-		t.Fatalf("size %d, want %d", got.Size(), want.Size())
-	}
-	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
-	for _, d := range []codec.Disk{got, want} {
-		for e, err := range d.Extents(ctx, 0, d.Size()) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			for off := e.Off; !e.Zero && off < e.Off+e.Len; off += 1 << 20 {
-				p := a[:min(1<<20, e.Off+e.Len-off)]
-				clear(b)
-				n, err := got.ReadAt(ctx, p, off)
-				if n < len(p) {
-					t.Fatalf("read %d at %#x: %v", len(p), off, err)
-				}
-				if _, err := want.ReadAt(ctx, b[:n], off); err != nil && err != io.EOF {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(p, b[:n]) {
-					t.Fatalf("other bytes in the %d at %#x", n, off)
-				}
-			}
-		}
-	}
-}
-
 func TestFormat(t *testing.T) { codectest.Run(t, Format) }
 
 func TestWorkedExampleHasItsLength(t *testing.T) {
-	f := layout(t, codectest.Example())
+	f := codectest.Layout(t, Format, codectest.Example())
 	if f.Size() != 10485760 {
 		t.Errorf("length %d, want 10485760", f.Size())
 	}
@@ -107,7 +52,7 @@ func TestLayoutReadByOthers(t *testing.T) {
 			t.Parallel()
 			raw := codectest.RawFile(t, d)
 			file := filepath.Join(t.TempDir(), "disk.vdi")
-			codectest.WriteFile(t, file, layout(t, d))
+			codectest.WriteFile(t, file, codectest.Layout(t, Format, d))
 			codectest.Compare(t, "vdi", file, raw)
 			codectest.Check(t, "vdi", file)
 			if d.Size() < 1<<30 {
@@ -128,31 +73,37 @@ func TestOpenOfOthersFiles(t *testing.T) {
 		for _, static := range []string{"off", "on"} {
 			t.Run(d.Name+"/static="+static, func(t *testing.T) {
 				file := codectest.Convert(t, "vdi", codectest.RawFile(t, d), "-o", "static="+static)
-				same(t, mustOpen(t, codectest.File(t, file)), d)
+				got := codectest.Open(t, Format, codectest.File(t, file))
+				if err := codectest.Same(got, d); err != nil {
+					t.Error(err)
+				}
+				if got.Size() > codec.Up(d.Size(), 512) {
+					t.Errorf("disk of %d bytes, want %d at most", got.Size(), codec.Up(d.Size(), 512))
+				}
 			})
 		}
 	}
 }
 
 func TestLayoutTooLarge(t *testing.T) {
-	layout(t, codectest.Empty(maxDisk))
-	_, err := Format.Layout(context.Background(), codectest.Empty(maxDisk+1), facts)
+	codectest.Layout(t, Format, codectest.Empty(maxDisk))
+	_, err := Format.Layout(context.Background(), codectest.Empty(maxDisk+1), codectest.TestFacts())
 	if !errors.Is(err, codec.ErrTooLarge) {
 		t.Errorf("error %v, want %v", err, codec.ErrTooLarge)
 	}
 }
 
 func TestIdentities(t *testing.T) {
-	f := layout(t, codectest.Empty(512))
+	f := codectest.Layout(t, Format, codectest.Empty(512))
 	b := make([]byte, headLen)
 	if _, err := f.ReadAt(context.Background(), b, 0); err != nil {
 		t.Fatal(err)
 	}
 	h := parse(b)
-	if want := codec.MixedEndian(facts.UUID("vdi", "create")); h.create != want {
+	if want := codec.MixedEndian(codectest.TestFacts().UUID("vdi", "create")); h.create != want {
 		t.Errorf("create %x, want %x", h.create, want)
 	}
-	if want := codec.MixedEndian(facts.VersionUUID("vdi", "modify")); h.modify != want {
+	if want := codec.MixedEndian(codectest.TestFacts().VersionUUID("vdi", "modify")); h.modify != want {
 		t.Errorf("modify %x, want %x", h.modify, want)
 	}
 }
@@ -189,18 +140,9 @@ func content(b []byte) []byte {
 	return d
 }
 
-func readAll(d codec.Disk) ([]byte, error) {
-	b := make([]byte, d.Size())
-	n, err := d.ReadAt(context.Background(), b, 0)
-	if n < len(b) {
-		return nil, fmt.Errorf("read %d of %d: %w", n, len(b), err)
-	}
-	return b, nil
-}
-
 func TestScatteredBlocks(t *testing.T) {
 	b := sample()
-	got, err := readAll(mustOpen(t, codectest.Bytes(b)))
+	got, err := codectest.ReadAll(codectest.Open(t, Format, codectest.Bytes(b)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +155,7 @@ func TestMissingTailOfLastBlockReadsZero(t *testing.T) {
 	b := sample()
 	want := content(b)
 	clear(want[len(want)-1000:])
-	got, err := readAll(mustOpen(t, codectest.Bytes(b[:len(b)-1000])))
+	got, err := codectest.ReadAll(codectest.Open(t, Format, codectest.Bytes(b[:len(b)-1000])))
 	if err != nil {
 		t.Fatal(err)
 	}

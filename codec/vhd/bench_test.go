@@ -20,7 +20,7 @@ func BenchmarkSequential(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, f := range []codec.Format{vdi.Format, Format} {
-		view, err := f.Layout(ctx, d, facts)
+		view, err := f.Layout(ctx, d, codectest.TestFacts())
 		if err != nil {
 			b.Fatal(err)
 		}

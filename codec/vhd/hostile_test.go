@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"unicode/utf16"
@@ -95,20 +93,8 @@ func TestRefusals(t *testing.T) {
 		}), codec.ErrCorrupt, "checksum"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := c.mend(sample())
-			_, err := Format.Open(context.Background(), codectest.Bytes(b))
-			if !errors.Is(err, c.err) || !strings.Contains(fmt.Sprint(err), c.text) {
-				t.Errorf("error %q, want %q with %q", err, c.err, c.text)
-			}
+			codectest.Refused(t, Format, c.mend(sample()), c.err, c.text)
 		})
-	}
-}
-
-// clean wants err to be of one of the kinds that say why an image is refused.
-func clean(t testing.TB, err error, what string, a ...any) {
-	t.Helper()
-	if !errors.Is(err, codec.ErrFormat) && !errors.Is(err, codec.ErrCorrupt) && !errors.Is(err, codec.ErrUnsupported) {
-		t.Errorf("%s: error %v, want a kind of refusal", fmt.Sprintf(what, a...), err)
 	}
 }
 
@@ -124,13 +110,15 @@ func TestTruncationIsAnErrorOrTheFooterMissing(t *testing.T) {
 		for n := range b {
 			d, err := Format.Open(context.Background(), codectest.Bytes(b[:n]))
 			if err != nil {
-				clean(t, err, "cut at %d", n)
+				if !codectest.Clean(err) {
+					t.Errorf("cut at %d: %v is no clean refusal", n, err)
+				}
 				continue
 			}
 			if n < len(b)-1 && (!dynamic || n < len(b)-512) {
 				t.Fatalf("cut at %d: opened", n)
 			}
-			if got, err := readAll(d); err != nil || !bytes.Equal(got, want) {
+			if got, err := codectest.ReadAll(d); err != nil || !bytes.Equal(got, want) {
 				t.Fatalf("cut at %d: other bytes, or %v", n, err)
 			}
 		}
@@ -151,10 +139,12 @@ func TestFlippedBits(t *testing.T) {
 			}
 			d, err := Format.Open(context.Background(), codectest.Flip(codectest.Bytes(b), bit))
 			if err != nil {
-				clean(t, err, "bit %d of byte %d", bit%8, at)
+				if !codectest.Clean(err) {
+					t.Errorf("bit %d of byte %d: %v is no clean refusal", bit%8, at, err)
+				}
 				continue
 			}
-			if got, err := readAll(d); err != nil || !bytes.Equal(got, want) {
+			if got, err := codectest.ReadAll(d); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("bit %d of byte %d: other bytes, or %v", bit%8, at, err)
 			}
 		}
@@ -163,12 +153,12 @@ func TestFlippedBits(t *testing.T) {
 
 func TestBitmapsAreReadOnce(t *testing.T) {
 	src := codectest.Bounded(codectest.Bytes(sample()), 1<<40, 1<<40)
-	d := mustOpen(t, src)
-	if _, err := readAll(d); err != nil {
+	d := codectest.Open(t, Format, src)
+	if _, err := codectest.ReadAll(d); err != nil {
 		t.Fatal(err)
 	}
 	before, _ := src.Used()
-	if _, err := readAll(d); err != nil {
+	if _, err := codectest.ReadAll(d); err != nil {
 		t.Fatal(err)
 	}
 	if after, _ := src.Used(); after-before != 3 {
@@ -179,11 +169,11 @@ func TestBitmapsAreReadOnce(t *testing.T) {
 func TestConcurrentFirstReads(t *testing.T) {
 	want := content(sample())
 	for range 50 {
-		d := mustOpen(t, codectest.Bytes(sample()))
+		d := codectest.Open(t, Format, codectest.Bytes(sample()))
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				if got, err := readAll(d); err != nil || !bytes.Equal(got, want) {
+				if got, err := codectest.ReadAll(d); err != nil || !bytes.Equal(got, want) {
 					t.Errorf("other bytes, or %v", err)
 				}
 			})
@@ -201,14 +191,14 @@ func TestSourceErrorsPass(t *testing.T) {
 	}
 	// A bitmap that cannot be read is not taken for a full one, nor remembered.
 	src := codectest.Faulty(codectest.Bytes(sample()), codectest.ErrBoom, 4)
-	d := mustOpen(t, src)
+	d := codectest.Open(t, Format, src)
 	for range 2 {
 		if n, err := d.ReadAt(context.Background(), make([]byte, 8192), 0); !errors.Is(err, codectest.ErrBoom) || n != 0 {
 			t.Errorf("%d bytes, error %v, want 0 and %v", n, err, codectest.ErrBoom)
 		}
 	}
 	src.FailAfter(1 << 40)
-	if got, err := readAll(d); err != nil || !bytes.Equal(got, content(sample())) {
+	if got, err := codectest.ReadAll(d); err != nil || !bytes.Equal(got, content(sample())) {
 		t.Errorf("other bytes, or %v", err)
 	}
 }
@@ -225,8 +215,8 @@ func TestLargeBlocks(t *testing.T) {
 	at := block + (4*1024+28)*512
 	clear(want[at : at+512])
 	src := codectest.Bounded(codectest.Bytes(b), 1<<40, 1<<40)
-	d := mustOpen(t, src)
-	if got, err := readAll(d); err != nil || !bytes.Equal(got, want) {
+	d := codectest.Open(t, Format, src)
+	if got, err := codectest.ReadAll(d); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("other bytes, or %v", err)
 	}
 }
@@ -244,36 +234,12 @@ func FuzzOpen(f *testing.F) {
 			src := codectest.Bounded(codectest.Bytes(file), 2000, 64<<20)
 			d, err := Format.Open(ctx, src)
 			if err != nil {
-				clean(t, err, "open")
+				if !codectest.Clean(err) {
+					t.Errorf("open: %v is no clean refusal", err)
+				}
 				continue
 			}
-			want := naive(file)
-			var off int64
-			p := make([]byte, 5000)
-			n := 0
-			for e, err := range d.Extents(ctx, 0, d.Size()) {
-				if err != nil || e.Off != off || e.Len <= 0 {
-					t.Fatalf("extent %+v behind %d: %v", e, off, err)
-				}
-				off += e.Len
-				if n++; n > 50 {
-					continue
-				}
-				for _, at := range []int64{e.Off, e.Off + e.Len/2, max(e.Off, e.Off+e.Len-100)} {
-					m, err := d.ReadAt(ctx, p, at)
-					if k := min(int64(len(p)), d.Size()-at); int64(m) != k {
-						t.Fatalf("read at %d: %d of %d: %v", at, m, k, err)
-					}
-					for j := range m {
-						if c := want(at + int64(j)); p[j] != c {
-							t.Fatalf("byte at %d is %#x, want %#x", at+int64(j), p[j], c)
-						}
-					}
-				}
-			}
-			if off != d.Size() {
-				t.Fatalf("extents end at %d of %d", off, d.Size())
-			}
+			codectest.SameAs(t, d, naive(file))
 		}
 	})
 }

@@ -5,18 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"imagefs/codec"
 	"imagefs/codec/codectest"
 )
-
-var facts = codec.Facts{ID: [16]byte{1, 2, 3}, Content: [32]byte{4}, Name: "disk0", Created: time.Unix(1700000000, 0)}
 
 // testDisks are laid out here and read by others.
 func testDisks() []*codectest.Disk {
@@ -36,60 +32,10 @@ func testDisks() []*codectest.Disk {
 	}
 }
 
-func layout(t testing.TB, d codec.Disk) *codec.File {
-	t.Helper()
-	f, err := Format.Layout(context.Background(), d, facts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
-func mustOpen(t testing.TB, src codec.Source) codec.Disk {
-	t.Helper()
-	d, err := Format.Open(context.Background(), src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-// same compares the bytes of got with want where either has data; slack zeros
-// may follow want.
-func same(t testing.TB, got, want codec.Disk, slack int64) {
-	t.Helper()
-	ctx := context.Background()
-	if got.Size() < want.Size() || got.Size() > want.Size()+slack {
-		t.Fatalf("size %d, want %d and at most %d more", got.Size(), want.Size(), slack)
-	}
-	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
-	for _, d := range []codec.Disk{got, want} {
-		for e, err := range d.Extents(ctx, 0, d.Size()) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			for off := e.Off; !e.Zero && off < e.Off+e.Len; off += 1 << 20 {
-				p := a[:min(1<<20, e.Off+e.Len-off)]
-				clear(b)
-				n, err := got.ReadAt(ctx, p, off)
-				if n < len(p) {
-					t.Fatalf("read %d at %#x: %v", len(p), off, err)
-				}
-				if _, err := want.ReadAt(ctx, b[:n], off); err != nil && err != io.EOF {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(p, b[:n]) {
-					t.Fatalf("other bytes in the %d at %#x", n, off)
-				}
-			}
-		}
-	}
-}
-
 func TestFormat(t *testing.T) { codectest.Run(t, Format) }
 
 func TestWorkedExampleHasItsLength(t *testing.T) {
-	f := layout(t, codectest.Example())
+	f := codectest.Layout(t, Format, codectest.Example())
 	if f.Size() != 14686208 {
 		t.Errorf("length %d, want 14686208", f.Size())
 	}
@@ -111,7 +57,7 @@ func TestLayoutReadByOthers(t *testing.T) {
 			t.Parallel()
 			raw := codectest.RawFile(t, d)
 			file := filepath.Join(t.TempDir(), "disk.vhd")
-			codectest.WriteFile(t, file, layout(t, d))
+			codectest.WriteFile(t, file, codectest.Layout(t, Format, d))
 			codectest.Compare(t, "vpc", file, raw)
 			info := codectest.Exec(t, "qemu-img", "info", "-f", "vpc", "--output=json", file)
 			if want := fmt.Sprintf(`"virtual-size": %d,`, codec.Up(d.Size(), 512)); !strings.Contains(info, want) {
@@ -149,15 +95,21 @@ func TestOpenOfOthersFiles(t *testing.T) {
 					slack = 1 << 20 // rounded up to whole cylinders
 				}
 				file := codectest.Convert(t, "vpc", codectest.RawFile(t, d), "-o", options)
-				same(t, mustOpen(t, codectest.File(t, file)), d, slack)
+				got := codectest.Open(t, Format, codectest.File(t, file))
+				if err := codectest.Same(got, d); err != nil {
+					t.Error(err)
+				}
+				if got.Size() > d.Size()+slack {
+					t.Errorf("disk of %d bytes, want %d at most", got.Size(), d.Size()+slack)
+				}
 			})
 		}
 	}
 }
 
 func TestLayoutTooLarge(t *testing.T) {
-	layout(t, codectest.LastSector(maxDisk))
-	_, err := Format.Layout(context.Background(), codectest.Empty(maxDisk+512), facts)
+	codectest.Layout(t, Format, codectest.LastSector(maxDisk))
+	_, err := Format.Layout(context.Background(), codectest.Empty(maxDisk+512), codectest.TestFacts())
 	if !errors.Is(err, codec.ErrTooLarge) {
 		t.Errorf("error %v, want %v", err, codec.ErrTooLarge)
 	}
@@ -238,19 +190,10 @@ func fixedSample() []byte {
 	return append(b, footer{version: version10, dataOffset: allOnes, size: 5 * 512, kind: typeFixed}.marshal()...)
 }
 
-func readAll(d codec.Disk) ([]byte, error) {
-	b := make([]byte, d.Size())
-	n, err := d.ReadAt(context.Background(), b, 0)
-	if n < len(b) {
-		return nil, fmt.Errorf("read %d of %d: %w", n, len(b), err)
-	}
-	return b, nil
-}
-
 func TestClearBitsReadZero(t *testing.T) {
 	b := sample()
 	want := content(b)
-	d := mustOpen(t, codectest.Bytes(b))
+	d := codectest.Open(t, Format, codectest.Bytes(b))
 	for off := range len(want) {
 		for _, n := range []int{1, 511, 700, 4096, 9000} {
 			p := make([]byte, min(n, len(want)-off))
@@ -271,7 +214,7 @@ func TestFixedDisk(t *testing.T) {
 		"footer of 511":      b[:len(b)-1],
 		"more than the size": slices.Concat(b[:5*512], make([]byte, 1024), b[5*512:]),
 	} {
-		got, err := readAll(mustOpen(t, codectest.Bytes(file)))
+		got, err := codectest.ReadAll(codectest.Open(t, Format, codectest.Bytes(file)))
 		if err != nil || !bytes.Equal(got, b[:5*512]) {
 			t.Errorf("%s: other bytes, or %v", name, err)
 		}
@@ -295,12 +238,12 @@ func TestNotes(t *testing.T) {
 		{"damaged copy", flip(sample(), 100), "copy of the footer at the start is damaged"},
 		{"missing copy", flip(sample(), 0), "copy of the footer at the start is missing"},
 	} {
-		d := mustOpen(t, codectest.Bytes(c.file))
+		d := codectest.Open(t, Format, codectest.Bytes(c.file))
 		notes := strings.Join(d.(codec.Noted).Notes(), "; ")
 		if (c.note == "") != (notes == "") || !strings.Contains(notes, c.note) {
 			t.Errorf("%s: notes %q, want %q", c.name, notes, c.note)
 		}
-		if got, err := readAll(d); err != nil || c.name != "saved state" && !bytes.Equal(got, content(sample())) {
+		if got, err := codectest.ReadAll(d); err != nil || c.name != "saved state" && !bytes.Equal(got, content(sample())) {
 			t.Errorf("%s: other bytes, or %v", c.name, err)
 		}
 	}
