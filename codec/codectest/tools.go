@@ -88,6 +88,24 @@ func writeFile(path string, d codec.Disk) (err error) {
 	return nil
 }
 
+// ForTools are disks that outside programs read in moments, for a format with
+// blocks of so many bytes.
+func ForTools(block int64) []*Disk {
+	return []*Disk{
+		Example(),
+		Empty(16 * mib),
+		Empty(512),
+		Full(512, 1),
+		Full(5*mib+512, 1),
+		LastSector(8*mib + 512),
+		LastSector(3 * block),
+		Full(3*mib+1001, 1),
+		Alternating(6*mib, 64*kib),
+		Alternating(6*block, block),
+		Scattered(200*gib, 9, 1),
+	}
+}
+
 // RawFile writes d as a sparse raw file in a directory of the test and returns
 // its path.
 func RawFile(t testing.TB, d *Disk) string {

@@ -14,24 +14,6 @@ import (
 	"imagefs/codec/codectest"
 )
 
-// testDisks are laid out here and read by others.
-func testDisks() []*codectest.Disk {
-	const mib = 1 << 20
-	return []*codectest.Disk{
-		codectest.Example(),
-		codectest.Empty(16 * mib),
-		codectest.Empty(512),
-		codectest.Full(512, 1),
-		codectest.Full(5*mib+512, 1),
-		codectest.LastSector(8*mib + 512),
-		codectest.LastSector(6 * mib),
-		codectest.Full(3*mib+1001, 1),
-		codectest.Alternating(6*mib, 64<<10),
-		codectest.Alternating(10*mib, 2*mib),
-		codectest.Scattered(200<<30, 9, 1),
-	}
-}
-
 func TestFormat(t *testing.T) { codectest.Run(t, Format) }
 
 func TestWorkedExampleHasItsLength(t *testing.T) {
@@ -52,7 +34,7 @@ func TestWorkedExampleHasItsLength(t *testing.T) {
 }
 
 func TestLayoutReadByOthers(t *testing.T) {
-	for _, d := range testDisks() {
+	for _, d := range codectest.ForTools(blockSize) {
 		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
 			raw := codectest.RawFile(t, d)

@@ -134,10 +134,7 @@ func TestOpenRefuses(t *testing.T) {
 			if !c.raw {
 				seal(b)
 			}
-			_, err := Format.Open(context.Background(), codectest.Bytes(b))
-			if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.text) {
-				t.Errorf("error %v, want %v that tells %q", err, c.err, c.text)
-			}
+			codectest.Refused(t, Format, b, c.err, c.text)
 		})
 	}
 }

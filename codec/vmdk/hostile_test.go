@@ -156,10 +156,7 @@ func TestRefusals(t *testing.T) {
 				b = bytes.Clone(streamImage)
 			}
 			tt.damage(b)
-			d, err := Format.Open(context.Background(), codectest.Bytes(b))
-			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.words) {
-				t.Errorf("open: %v (a disk: %v), want %q and in it %q", err, d != nil, tt.want, tt.words)
-			}
+			codectest.Refused(t, Format, b, tt.want, tt.words)
 		})
 	}
 }
