@@ -37,6 +37,7 @@ type Server struct {
 	keys     [2]string  // the access key and secret in force
 	objects  map[string]stored
 	uploads  map[string]*upload
+	ended    []*upload // completed or aborted
 	faults   Faults
 	requests []Request
 	serial   int // numbers uploads and fresh etags
@@ -52,12 +53,6 @@ type stored struct {
 	meta http.Header // Content-Type and x-amz-meta-*
 }
 
-type upload struct {
-	key   string
-	parts map[int]stored
-	meta  http.Header
-}
-
 // Faults are what goes wrong at a server. The zero value is a server that
 // works. Counted faults use themselves up, one request each; of several, the
 // one named first here strikes first.
@@ -67,12 +62,16 @@ type Faults struct {
 
 	Delay time.Duration // before every answer
 
-	Reset int // that many connections are reset before the request is acted on
-	Lose  int // that many requests are acted on and never answered
+	Reset  int // that many connections are reset before the request is acted on
+	Hangup int // that many connections are reset when half of the request's body was read
+	Lose   int // that many requests are acted on and never answered
 
+	Late       int    // that many requests are acted on and answered with the error that Fail has
 	Fail       int    // that many requests are answered with an error:
 	FailStatus int    // its HTTP status
 	FailCode   string // its S3 code
+
+	Corrupt int // that many objects and parts arrive with another byte in the middle
 
 	Cut      int   // that many objects are sent incompletely:
 	CutAfter int64 // bytes of the body sent before the connection closes
@@ -91,6 +90,12 @@ type Faults struct {
 	ShiftRange    bool // ranges are sent one byte further on than asked
 	BareIfMatch   bool // a quoted If-Match of a write never matches
 	NoConditions  bool // conditional writes get 501
+	OpaqueETags   bool // ETags of parts are not MD5s, as those of encrypted ones
+	IgnoreMD5     bool // Content-MD5 is not compared
+	Muddle        bool // parts are put together in reverse order
+	Drop          bool // the last byte is left out when parts are put together
+	NoUploadList  bool // listings of uploads get 501
+	StaleUploads  bool // uploads that have ended are listed still
 	PageSize      int  // most entries of a page of a listing; 0 is 1000
 }
 
@@ -224,6 +229,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case f.Reset > 0:
 		c.reset()
 		return
+	case f.Hangup > 0:
+		_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
+		c.reset()
+		return
 	case f.Fail > 0:
 		c.fail(f.FailStatus, f.FailCode)
 		return
@@ -252,15 +261,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if key != "" {
 		answer = func() { c.object(body) }
 	}
-	if f.Lose > 0 {
-		c.w = &nowhere{header: make(http.Header)}
+	if f.Lose == 0 && f.Late == 0 {
 		answer()
-		c.w = w
-		c.status = 0
+		return
+	}
+	c.w = &nowhere{header: make(http.Header)}
+	answer()
+	c.w, c.status = w, 0
+	if f.Lose > 0 {
 		c.reset()
 		return
 	}
-	answer()
+	c.fail(f.FailStatus, f.FailCode)
 }
 
 // strike returns the faults of one request and counts them down.
@@ -277,8 +289,11 @@ func (s *Server) strike(r *http.Request) Faults {
 		may    bool
 	}{
 		{&s.faults.Reset, &f.Reset, true},
+		{&s.faults.Hangup, &f.Hangup, r.ContentLength > 0},
 		{&s.faults.Lose, &f.Lose, true},
+		{&s.faults.Late, &f.Late, true},
 		{&s.faults.Fail, &f.Fail, true},
+		{&s.faults.Corrupt, &f.Corrupt, r.Method == http.MethodPut && r.ContentLength > 0},
 		{&s.faults.Cut, &f.Cut, object},
 		{&s.faults.Stall, &f.Stall, object},
 	}

@@ -3,7 +3,7 @@ package remotetest
 import (
 	"bytes"
 	"crypto/md5"
-	"encoding/hex"
+	"encoding/base64"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -12,9 +12,6 @@ import (
 	"strings"
 	"time"
 )
-
-// minPart is the least size of a part that is not the last.
-const minPart = 5 << 20
 
 // bucket answers requests that name no object: its location and listings.
 func (c *call) bucket() {
@@ -30,6 +27,8 @@ func (c *call) bucket() {
 		}{})
 	case q.Get("list-type") == "2":
 		c.list()
+	case q.Has("uploads") && !c.f.NoUploadList:
+		c.listUploads()
 	default:
 		c.fail(http.StatusNotImplemented, "NotImplemented")
 	}
@@ -109,18 +108,26 @@ func (c *call) object(body []byte) {
 	case http.MethodGet, http.MethodHead:
 		c.get()
 	case http.MethodPut:
+		if c.f.Corrupt > 0 {
+			body[len(body)/2] ^= 1
+		}
+		sum := md5.Sum(body)
+		if want := c.r.Header.Get("Content-Md5"); want != "" && want != base64.StdEncoding.EncodeToString(sum[:]) && !c.f.IgnoreMD5 {
+			c.fail(http.StatusBadRequest, "BadDigest")
+			return
+		}
 		if q.Has("uploadId") {
 			c.part(q.Get("uploadId"), q.Get("partNumber"), body)
 			return
 		}
 		c.put(newStored(body, metadata(c.r.Header)))
 	case http.MethodDelete:
-		c.s.mu.Lock()
 		if q.Has("uploadId") {
-			delete(c.s.uploads, q.Get("uploadId"))
-		} else {
-			delete(c.s.objects, c.key)
+			c.abort(q.Get("uploadId"))
+			return
 		}
+		c.s.mu.Lock()
+		delete(c.s.objects, c.key)
 		c.s.mu.Unlock()
 		c.send(http.StatusNoContent, nil)
 	case http.MethodPost:
@@ -271,90 +278,5 @@ func (c *call) put(o stored) {
 			return
 		}
 		c.send(http.StatusOK, nil)
-	}
-}
-
-func (c *call) initiate() {
-	c.s.mu.Lock()
-	c.s.serial++
-	id := fmt.Sprintf("upload-%d", c.s.serial)
-	c.s.uploads[id] = &upload{key: c.key, parts: make(map[int]stored), meta: metadata(c.r.Header)}
-	c.s.mu.Unlock()
-	c.xml(struct {
-		XMLName     xml.Name `xml:"InitiateMultipartUploadResult"`
-		Bucket, Key string
-		UploadID    string `xml:"UploadId"`
-	}{Bucket: c.s.Bucket, Key: c.key, UploadID: id})
-}
-
-func (c *call) part(id, number string, body []byte) {
-	n, err := strconv.Atoi(number)
-	if err != nil || n < 1 || n > 10_000 {
-		c.fail(http.StatusBadRequest, "InvalidArgument")
-		return
-	}
-	p := newStored(body, nil)
-	c.s.mu.Lock()
-	u := c.s.uploads[id]
-	if u != nil {
-		u.parts[n] = p
-	}
-	c.s.mu.Unlock()
-	if u == nil {
-		c.fail(http.StatusNotFound, "NoSuchUpload")
-		return
-	}
-	c.w.Header().Set("ETag", `"`+p.etag+`"`)
-	c.send(http.StatusOK, nil)
-}
-
-func (c *call) complete(id string, body []byte) {
-	var in struct {
-		Part []struct {
-			PartNumber int
-			ETag       string
-		}
-	}
-	if err := xml.Unmarshal(body, &in); err != nil || len(in.Part) == 0 {
-		c.fail(http.StatusBadRequest, "MalformedXML")
-		return
-	}
-	c.s.mu.Lock()
-	u := c.s.uploads[id]
-	var data []byte
-	sums, code := md5.New(), ""
-	if u == nil {
-		code = "NoSuchUpload"
-	}
-	for i, p := range in.Part {
-		if code != "" {
-			break
-		}
-		part, ok := u.parts[p.PartNumber]
-		switch {
-		case !ok || part.etag != strings.Trim(p.ETag, `"`):
-			code = "InvalidPart"
-		case i > 0 && p.PartNumber <= in.Part[i-1].PartNumber:
-			code = "InvalidPartOrder"
-		case i < len(in.Part)-1 && len(part.data) < minPart:
-			code = "EntityTooSmall"
-		}
-		data = append(data, part.data...)
-		sum, _ := hex.DecodeString(part.etag)
-		sums.Write(sum)
-	}
-	if code == "" {
-		delete(c.s.uploads, id)
-	}
-	c.s.mu.Unlock()
-	switch code {
-	case "":
-		o := newStored(data, u.meta)
-		o.etag = fmt.Sprintf("%x-%d", sums.Sum(nil), len(in.Part))
-		c.put(o)
-	case "NoSuchUpload":
-		c.fail(http.StatusNotFound, code)
-	default:
-		c.fail(http.StatusBadRequest, code)
 	}
 }

@@ -2,7 +2,9 @@ package s3
 
 import (
 	"bytes"
+	"crypto/md5"
 	"fmt"
+	"hash"
 	"io"
 	"sync"
 
@@ -71,6 +73,7 @@ type sending struct {
 	r     io.Reader
 	t     *try
 	stats *counters
+	hash  hash.Hash // of what was read, if not nil; set before the first read
 
 	mu     sync.Mutex // guards the fields below: net/http reads in a goroutine of its own
 	left   int64
@@ -90,6 +93,9 @@ func (b *sending) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	if b.hash != nil {
+		b.hash.Write(p[:n])
+	}
 	b.left -= int64(n)
 	b.sent += int64(n)
 	b.stats.uploaded.Add(uint64(n))
@@ -108,6 +114,14 @@ func (b *sending) Read(p []byte) (int, error) {
 	}
 	b.failed = err
 	return n, err
+}
+
+// sum returns the MD5 of what was read, for which hash has to be set.
+func (b *sending) sum() (sum [md5.Size]byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hash.Sum(sum[:0])
+	return sum
 }
 
 // broken returns the error of the source, or nil.

@@ -16,6 +16,18 @@
 // lost and its repetition is refused, the mark tells whether the first one
 // had won. What was stored is asked for afterwards, and its size checked.
 //
+// # Parts
+//
+// Each part's MD5 is computed while it is sent, and the server has to confirm
+// it. Mostly the part's ETag is the MD5. Where it is not, as for encrypted
+// parts, the part is sent again with Content-MD5, once a deliberately wrong one
+// has shown that the server checks it; from then on parts are read twice. A
+// part that is not confirmed is sent three times, then it is an error. The ETag
+// of the whole is compared where it has the usual form, the MD5 of the parts'
+// MD5s and their number. Completion is not conditional: an upload looks before
+// whether its key is taken. Servers that want all parts of one size (R2) refuse
+// uploads of more than remote.PartOffset(1001) bytes.
+//
 // # Retries
 //
 // The client below never retries; this package does, in one place, with
@@ -35,6 +47,6 @@
 //
 // A put from a reader that can neither seek nor be read at offsets holds up to
 // four parts of 16 MiB, or the whole body up to 64 MiB where that goes into
-// one request. Other puts and reads hold nothing beyond the caller's buffer
-// and the buffers of connections.
+// one request. Other puts, parts of uploads and reads hold nothing beyond the
+// caller's buffer and the buffers of connections.
 package s3

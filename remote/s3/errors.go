@@ -36,6 +36,11 @@ var byCode = map[string]verdict{
 	"RequestTimeTooSkewed":  {err: remote.ErrCredentials},
 	"RequestExpired":        {err: remote.ErrCredentials},
 
+	// These come with status 200 too, where an answer began before its outcome.
+	"InternalError":      {err: remote.ErrUnavailable, again: true},
+	"SlowDown":           {err: remote.ErrUnavailable, again: true},
+	"ServiceUnavailable": {err: remote.ErrUnavailable, again: true},
+
 	"RequestTimeout":             {err: remote.ErrUnavailable, again: true},
 	"RequestTimeoutException":    {err: remote.ErrUnavailable, again: true},
 	"IncompleteBody":             {err: remote.ErrUnavailable, again: true},
@@ -49,6 +54,7 @@ var byStatus = map[int]verdict{
 	http.StatusUnauthorized:                 {err: remote.ErrCredentials},
 	http.StatusForbidden:                    {err: fs.ErrPermission},
 	http.StatusNotFound:                     {err: fs.ErrNotExist},
+	http.StatusMethodNotAllowed:             {err: remote.ErrUnsupported},
 	http.StatusPreconditionFailed:           {err: remote.ErrChanged},
 	http.StatusRequestedRangeNotSatisfiable: {err: remote.ErrChanged},
 	http.StatusRequestTimeout:               {err: remote.ErrUnavailable, again: true},

@@ -3,12 +3,20 @@ package s3
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
+
+	"imagefs/remote"
 )
 
 const (
@@ -29,43 +37,64 @@ func partSize(size, least int64) int64 {
 
 // multipart stores the object in parts. An upload that fails is aborted, as
 // far as the server can be reached.
-func (p *put) multipart(ctx context.Context, r io.Reader) (etag string, err error) {
-	s := p.s
-	opts := p.options()
-	var id string
-	err = s.do(ctx, func(ctx context.Context, _ *try) error {
-		var err error
-		id, err = s.client.NewMultipartUpload(ctx, s.bucket, s.prefix+p.key, opts)
-		return err
-	})
+func (p *put) multipart(ctx context.Context, r io.Reader) (remote.Object, error) {
+	m, err := p.begin(ctx)
 	if err != nil {
-		return "", err
+		return remote.Object{}, err
 	}
-	parts, err := p.parts(ctx, id, r)
+	err = m.send(ctx, r)
+	var o remote.Object
 	if err == nil {
-		etag, err = p.complete(ctx, id, parts, opts)
+		o, err = m.complete(ctx)
 	}
 	if err != nil {
 		// The caller may be gone, the parts are still paid for.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 		defer cancel()
-		_ = s.client.AbortMultipartUpload(ctx, s.bucket, s.prefix+p.key, id)
-		return "", err
+		_ = p.s.client.AbortMultipartUpload(ctx, p.s.bucket, p.s.prefix+p.key, m.id)
+		return remote.Object{}, err
 	}
-	return etag, nil
+	return o, nil
 }
 
-// parts uploads r, some parts at a time, and returns them in order. The first
-// error ends it.
-func (p *put) parts(ctx context.Context, id string, r io.Reader) ([]minio.CompletePart, error) {
+// multipart is a multipart upload that was begun.
+type multipart struct {
+	p  *put
+	id string
+
+	mu    sync.Mutex // guards parts
+	parts map[int]part
+}
+
+// part is a part that was stored.
+type part struct {
+	size int64
+	etag string
+	md5  [md5.Size]byte
+}
+
+// plain reports whether the part's ETag is its MD5.
+func (p part) plain() bool { return strings.EqualFold(p.etag, hex.EncodeToString(p.md5[:])) }
+
+func (p *put) begin(ctx context.Context) (*multipart, error) {
+	m := &multipart{p: p, parts: make(map[int]part)}
+	err := p.s.do(ctx, func(ctx context.Context, _ *try) error {
+		var err error
+		m.id, err = p.s.client.NewMultipartUpload(ctx, p.s.bucket, p.s.prefix+p.key, p.options())
+		return err
+	})
+	return m, err
+}
+
+// send stores all of r, some parts at a time. The first error ends it.
+func (m *multipart) send(ctx context.Context, r io.Reader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	next := partReader(r)
-	size := partSize(p.size, p.s.minPart)
-	parts := make([]minio.CompletePart, (p.size+size-1)/size)
+	size := partSize(m.p.size, m.p.s.minPart)
 	room := make(chan struct{}, parallelParts)
 	var wg sync.WaitGroup
-	for i := range parts {
+	for off := int64(0); off < m.p.size; off += size {
 		select {
 		case room <- struct{}{}:
 		case <-ctx.Done():
@@ -73,7 +102,7 @@ func (p *put) parts(ctx context.Context, id string, r io.Reader) ([]minio.Comple
 		if ctx.Err() != nil {
 			break
 		}
-		n := min(size, p.size-int64(i)*size)
+		n := min(size, m.p.size-off)
 		rd, err := next(n)
 		if err != nil {
 			cancel(err)
@@ -81,15 +110,14 @@ func (p *put) parts(ctx context.Context, id string, r io.Reader) ([]minio.Comple
 		}
 		wg.Go(func() {
 			defer func() { <-room }()
-			etag, err := p.part(ctx, id, i+1, rd, n)
-			if err != nil {
-				cancel(err)
+			number := int(off/size) + 1
+			if err := m.part(ctx, number, rd, n); err != nil {
+				cancel(fmt.Errorf("part %d: %w", number, err))
 			}
-			parts[i] = minio.CompletePart{PartNumber: i + 1, ETag: etag}
 		})
 	}
 	wg.Wait()
-	return parts, context.Cause(ctx)
+	return context.Cause(ctx)
 }
 
 // partReader returns a function that returns the next n bytes of r. They are
@@ -112,47 +140,98 @@ func partReader(r io.Reader) func(n int64) (io.Reader, error) {
 	}
 }
 
-func (p *put) part(ctx context.Context, id string, number int, r io.Reader, n int64) (etag string, err error) {
+// part stores n bytes of r as a part.
+func (m *multipart) part(ctx context.Context, number int, r io.Reader, n int64) error {
 	body, err := newBody(r, n)
 	if err != nil {
-		return "", err
+		return err
 	}
-	s := p.s
-	err = s.do(ctx, func(ctx context.Context, t *try) error {
-		rd, err := body.start(t, &s.stats)
-		if err != nil {
-			return err
-		}
-		defer rd.stop()
-		part, err := s.client.PutObjectPart(ctx, s.bucket, s.prefix+p.key, id, number, rd, n,
-			minio.PutObjectPartOptions{DisableContentSha256: true})
-		if broken := rd.broken(); err != nil && broken != nil {
-			return broken
-		}
-		etag = part.ETag
+	s := &sender{m: m, number: number, body: body}
+	var stored part
+	err = m.p.s.do(ctx, func(ctx context.Context, t *try) error {
+		var err error
+		stored, err = s.send(ctx, t)
 		return err
 	})
-	return etag, err
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.parts[number] = stored
+	return nil
 }
 
-func (p *put) complete(ctx context.Context, id string, parts []minio.CompletePart, opts minio.PutObjectOptions) (etag string, err error) {
-	s := p.s
-	err = s.do(ctx, func(ctx context.Context, t *try) error {
+// complete puts the parts together and looks at what came of it. That an
+// attempt before had done it is no error, whatever the server says now.
+func (m *multipart) complete(ctx context.Context) (remote.Object, error) {
+	s := m.p.s
+	parts := m.completed()
+	etag := ""
+	err := s.do(ctx, func(ctx context.Context, t *try) error {
 		t.patient() // servers put the parts together now
-		info, err := s.client.CompleteMultipartUpload(ctx, s.bucket, s.prefix+p.key, id, slices.Clone(parts), opts)
-		if err == nil {
-			etag = info.ETag
-			return nil
-		}
-		// An attempt whose answer was lost has ended the upload.
-		if t.attempts > 1 && (code(err) == "NoSuchUpload" || code(err) == "NoSuchKey") {
-			info, serr := s.client.StatObject(ctx, s.bucket, s.prefix+p.key, minio.StatObjectOptions{})
-			if serr == nil && p.marked(info) {
-				etag = info.ETag
-				return nil
-			}
-		}
+		info, err := s.client.CompleteMultipartUpload(ctx, s.bucket, s.prefix+m.p.key, m.id, slices.Clone(parts), m.p.options())
+		etag = info.ETag
 		return err
 	})
-	return etag, err
+	if err != nil && ctx.Err() == nil {
+		if info, herr := s.headWithin(ctx, min(s.budget, probeBudget), m.p.key); herr == nil && m.ours(info) {
+			etag, err = info.ETag, nil
+		}
+	}
+	if err != nil {
+		return remote.Object{}, err
+	}
+	o, err := m.p.stored(ctx, etag)
+	if err != nil {
+		return remote.Object{}, err
+	}
+	if want := m.etag(); want != "" && composite(o.ETag, len(parts)) && !strings.EqualFold(o.ETag, want) {
+		return remote.Object{}, fmt.Errorf("%w: etag %q, want %q", errOther, o.ETag, want)
+	}
+	return o, nil
 }
+
+// completed returns the parts in order.
+func (m *multipart) completed() []minio.CompletePart {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var parts []minio.CompletePart
+	for _, n := range slices.Sorted(maps.Keys(m.parts)) {
+		parts = append(parts, minio.CompletePart{PartNumber: n, ETag: m.parts[n].etag})
+	}
+	return parts
+}
+
+// ours reports whether an object is what this upload made.
+func (m *multipart) ours(info minio.ObjectInfo) bool {
+	want := m.etag()
+	return m.p.marked(info) || want != "" && strings.EqualFold(info.ETag, want)
+}
+
+// etag returns the ETag that the whole has at most servers: the MD5 of the
+// parts' MD5s, and their number. It is "" where the parts have other ETags,
+// which are made in ways of the server's own.
+func (m *multipart) etag() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sums := md5.New()
+	for _, n := range slices.Sorted(maps.Keys(m.parts)) {
+		if !m.parts[n].plain() {
+			return ""
+		}
+		sum := m.parts[n].md5
+		sums.Write(sum[:])
+	}
+	return fmt.Sprintf("%x-%d", sums.Sum(nil), len(m.parts))
+}
+
+// composite reports whether an ETag has the form of multipart.etag.
+func composite(etag string, parts int) bool {
+	sum, n, _ := strings.Cut(etag, "-")
+	_, err := hex.DecodeString(sum)
+	return err == nil && len(sum) == 2*md5.Size && n == fmt.Sprint(parts)
+}
+
+// errOther says that the server confirms other bytes than were sent.
+var errOther = errors.New("the server stored other bytes")

@@ -44,40 +44,46 @@ func (s *Store) put(ctx context.Context, key string, r io.Reader, size int64, c 
 		return remote.Object{}, err
 	}
 	p := &put{s: s, key: key, size: size, cond: c, mark: rand.Text()}
-	var etag string
-	var err error
 	switch {
 	case c == (remote.Cond{}) && size > s.maxSingle:
-		etag, err = p.multipart(ctx, r)
+		return p.multipart(ctx, r)
 	case size > maxPut:
 		return remote.Object{}, fmt.Errorf("%w: a conditional put of more than %d bytes", remote.ErrUnsupported, int64(maxPut))
-	default:
-		etag, err = p.single(ctx, r)
 	}
+	etag, err := p.single(ctx, r)
 	if err != nil {
 		return remote.Object{}, err
 	}
-	info, err := s.head(ctx, key)
-	ours := err == nil && (info.ETag == etag || p.marked(info))
-	switch {
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return remote.Object{}, fmt.Errorf("look at what was stored: %w", err)
-	case !ours:
-		// Another writer came after, but what this one wrote was there.
-		return remote.Object{Key: key, ETag: etag, Size: size, ModTime: time.Now().Truncate(time.Second)}, nil
-	case info.Size != size:
-		return remote.Object{}, fmt.Errorf("the server stored %d bytes of %d", info.Size, size)
-	}
-	return object(key, info), nil
+	return p.stored(ctx, etag)
 }
 
-// put is one Put under way.
+// stored looks at what was stored, which was answered by etag.
+func (p *put) stored(ctx context.Context, etag string) (remote.Object, error) {
+	info, err := p.s.head(ctx, p.key)
+	ours := err == nil && (info.ETag == etag || p.marked(info))
+	switch {
+	case err != nil && (p.alone || !errors.Is(err, fs.ErrNotExist)):
+		return remote.Object{}, fmt.Errorf("look at what was stored: %w", err)
+	case !ours && p.alone:
+		return remote.Object{}, fmt.Errorf("look at what was stored: %w: etag %q, want %q", remote.ErrChanged, info.ETag, etag)
+	case !ours:
+		// Another writer came after, but what this one wrote was there.
+		return remote.Object{Key: p.key, ETag: etag, Size: p.size, ModTime: time.Now().Truncate(time.Second)}, nil
+	case info.Size != p.size:
+		return remote.Object{}, fmt.Errorf("the server stored %d bytes of %d", info.Size, p.size)
+	}
+	return object(p.key, info), nil
+}
+
+// put is one Put or upload under way.
 type put struct {
 	s    *Store
 	key  string
 	size int64
 	cond remote.Cond
 	mark string
+
+	alone bool // nobody else writes to the key
 
 	unsure bool // an earlier attempt may have been carried out
 	bare   bool // to be tried with a bare If-Match

@@ -40,8 +40,10 @@ type Store struct {
 	// and the least of a part. Constants but for tests.
 	maxSingle, minPart int64
 
-	bare  atomic.Bool // the server wants If-Match without quotes
-	stats counters
+	bare    atomic.Bool // the server wants If-Match without quotes
+	opaque  atomic.Bool // ETags of parts are not MD5s, and Content-MD5 is checked
+	digests checking
+	stats   counters
 }
 
 // Open opens a folder of a bucket and asks for one key in it, to see that the
@@ -158,8 +160,12 @@ func (s *Store) stat(ctx context.Context, key string) (remote.Object, error) {
 	return object(key, info), nil
 }
 
-func (s *Store) head(ctx context.Context, key string) (info minio.ObjectInfo, err error) {
-	err = s.do(ctx, func(ctx context.Context, t *try) error {
+func (s *Store) head(ctx context.Context, key string) (minio.ObjectInfo, error) {
+	return s.headWithin(ctx, s.budget, key)
+}
+
+func (s *Store) headWithin(ctx context.Context, budget time.Duration, key string) (info minio.ObjectInfo, err error) {
+	err = s.within(ctx, budget, func(ctx context.Context, t *try) error {
 		var err error
 		info, err = s.client.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{})
 		switch status(err) {
