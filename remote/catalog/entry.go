@@ -33,9 +33,11 @@ type Entry struct {
 	Updated time.Time `json:"updated,omitzero"` // of the last change, later than of the one before
 	Deleted time.Time `json:"deleted,omitzero"` // of an entry in the folder of deleted ones
 
-	// RenamedFrom is the name before: what carries that name and the same
-	// ID, without a later change, is what a rename that was cut left over.
+	// RenamedFrom is the name before, of an entry that was not changed since
+	// it was renamed, and RenamedETag the version it is a copy of, "" for an
+	// adopted image. If that is still there, the rename was cut.
 	RenamedFrom string `json:"renamed_from,omitempty"`
+	RenamedETag string `json:"renamed_etag,omitempty"`
 	// Hidden marks what is no deleted image: it only keeps the objects that
 	// lie at the top under its name from being adopted.
 	Hidden bool `json:"hidden,omitempty"`
@@ -75,9 +77,15 @@ type Original struct {
 
 // EntryObject is a version of an object.
 type EntryObject struct {
-	Key  string `json:"key"`
-	ETag string `json:"etag"`
-	Size int64  `json:"size"`
+	Key      string    `json:"key"`
+	ETag     string    `json:"etag"`
+	Size     int64     `json:"size"`
+	Modified time.Time `json:"modified,omitzero"` // as the store says
+}
+
+// is reports whether o is that version: not one of the same bytes put later.
+func (v EntryObject) is(o remote.Object) bool {
+	return v.Key == o.Key && v.ETag == o.ETag && v.Size == o.Size && v.Modified.Equal(o.ModTime)
 }
 
 // check reports what a reader of d could not rely on.

@@ -17,6 +17,7 @@ const full = `{
   "created": "2026-01-31T12:00:00Z",
   "updated": "2026-02-01T12:00:00.123456789Z",
   "renamed_from": "old",
+  "renamed_etag": "e1",
   "tags": [
     "prod"
   ],

@@ -123,7 +123,7 @@ func (c *Catalog) hides(ctx context.Context, o remote.Object, im *Image) (bool, 
 	if !im.ModTime.After(o.ModTime) {
 		return true, nil
 	}
-	e, err := readEntry(ctx, c.store, o)
+	e, _, err := readEntry(ctx, c.store, o)
 	switch {
 	case errors.Is(err, errEntry) || errors.Is(err, fs.ErrNotExist):
 		return false, nil
@@ -146,7 +146,7 @@ func (e *Entry) adoptedFrom(im *Image) bool {
 
 func (e *Entry) hasAdopted(o remote.Object) bool {
 	for _, a := range e.Adopted {
-		if a.Key == o.Key && a.ETag == o.ETag {
+		if a.is(o) {
 			return true
 		}
 	}
@@ -156,20 +156,20 @@ func (e *Entry) hasAdopted(o remote.Object) bool {
 // errEntry says that an object was read and is no valid entry.
 var errEntry = errors.New("not a valid entry")
 
-// readEntry reads the entry of a version.
-func readEntry(ctx context.Context, store remote.Store, o remote.Object) (*Entry, error) {
+// readEntry reads the entry of a version and the document it stands in.
+func readEntry(ctx context.Context, store remote.Store, o remote.Object) (*Entry, []byte, error) {
 	if o.Size > maxEntry {
-		return nil, fmt.Errorf("%w: %w", errEntry, tooLong(o))
+		return nil, nil, fmt.Errorf("%w: %w", errEntry, tooLong(o))
 	}
 	doc := make([]byte, o.Size)
 	if err := store.ReadRange(ctx, o, doc, 0); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	e, err := ParseEntry(doc)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %q: %w", errEntry, o.Key, err)
+		return nil, nil, fmt.Errorf("%w: %q: %w", errEntry, o.Key, err)
 	}
-	return e, nil
+	return e, doc, nil
 }
 
 // describe is the entry that an adopted image would have, for people and
@@ -186,7 +186,7 @@ func describe(im *Image) *Entry {
 func generated(im *Image) *Entry {
 	e := describe(im)
 	for _, d := range im.Disks {
-		e.Adopted = append(e.Adopted, EntryObject{Key: d.Object.Key, ETag: d.Object.ETag, Size: d.Object.Size})
+		e.Adopted = append(e.Adopted, EntryObject{Key: d.Object.Key, ETag: d.Object.ETag, Size: d.Object.Size, Modified: d.Object.ModTime.UTC()})
 	}
 	return e
 }

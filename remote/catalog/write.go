@@ -124,7 +124,10 @@ func (c *Catalog) edit(ctx context.Context, name string, create bool, change fun
 		if !changed {
 			return c.shown(ctx, name, st)
 		}
-		e.Name, e.Updated = name, stamp(e.Updated)
+		if _, err := c.finish(ctx, name, e); err != nil {
+			return nil, err
+		}
+		e.Name, e.Updated, e.RenamedFrom, e.RenamedETag = name, stamp(e.Updated), "", ""
 		r, err := c.put(ctx, name, e, st)
 		if lost(err) {
 			continue
@@ -263,19 +266,16 @@ func (c *Catalog) put(ctx context.Context, name string, e *Entry, st state) (*re
 	if err != nil {
 		return nil, err
 	}
-	o, err := c.write(ctx, entryKey(name), doc, st.cond())
+	o, err := write(ctx, c.store, entryKey(name), doc, st.cond())
 	if err != nil {
 		return nil, err
 	}
 	return &record{entry: o, image: im}, nil
 }
 
-// write is a conditional Put; lost tells whether another writer was first.
-func (c *Catalog) write(ctx context.Context, key string, doc []byte, cond remote.Cond) (remote.Object, error) {
-	return writeEntry(ctx, c.store, key, doc, cond)
-}
-
-func writeEntry(ctx context.Context, store remote.Store, key string, doc []byte, cond remote.Cond) (remote.Object, error) {
+// write puts a document, nil for a mark, under a condition; lost tells of its
+// error whether another writer was first.
+func write(ctx context.Context, store remote.Store, key string, doc []byte, cond remote.Cond) (remote.Object, error) {
 	o, err := store.Put(ctx, key, bytes.NewReader(doc), int64(len(doc)), cond)
 	if errors.Is(err, remote.ErrUnsupported) {
 		err = fmt.Errorf("the catalog needs a store that can write conditionally, which this one cannot: %w", err)
