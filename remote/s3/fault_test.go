@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -300,5 +301,42 @@ func TestCredentialsAreReadAgainWhenRefused(t *testing.T) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "rotatedsecret")
 	if got, err := read(t, s, o); err != nil || string(got) != "text" {
 		t.Errorf("read with the new key: %q, %v", got, err)
+	}
+}
+
+func TestCredentialsAreRenewedBeforeARequestNeedsThem(t *testing.T) {
+	isolate(t)
+	srv := remotetest.NewServer(t)
+	var key atomic.Value // of what the container hands out; "" is an error
+	key.Store(srv.Key)
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://"+serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		k := key.Load().(string)
+		if k == "" {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		// They are over as soon as they are had: every request needs new ones.
+		fmt.Fprintf(w, `{"Code":"Success","AccessKeyId":%q,"SecretAccessKey":%q,"Token":"t","Expiration":%q}`,
+			k, srv.Secret, time.Now().Add(-time.Minute).UTC().Format(time.RFC3339))
+	})+"/container")
+	c := config(srv)
+	c.AccessKey, c.SecretKey, c.Budget = "", "", 2*time.Second
+	s := open(t, c)
+	o := put(t, s, "k", []byte("text"), remote.Cond{})
+
+	srv.SetKey("second", srv.Secret)
+	key.Store("second")
+	if got, err := read(t, s, o); err != nil || string(got) != "text" {
+		t.Errorf("read with the second key: %q, %v", got, err)
+	}
+	if n := s.Stats().Errors; n != 0 {
+		t.Errorf("%d attempts failed, want none: the old key was used once more", n)
+	}
+	key.Store("")
+	_, err := read(t, s, o)
+	wantErr(t, "read without credentials", err, remote.ErrUnavailable)
+	key.Store("second")
+	if got, err := read(t, s, o); err != nil || string(got) != "text" {
+		t.Errorf("read when they are back: %q, %v", got, err)
 	}
 }
