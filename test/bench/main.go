@@ -1,12 +1,15 @@
 // Command bench compares imagefs with what users do today, side by side in one
 // run, and prints ratios: above 1 means that imagefs is faster.
 //
-// Machines are shared and noisy. Each pair of rivals runs in turn, several
-// rounds; the ratio is that of the medians. Nothing here passes or fails.
+// Machines are shared and noisy. Rivals run in turn, A B A B, after one turn
+// that is not counted: straight after idle everything is slower. Printed are
+// the medians of the times, and the median, least and greatest of the ratios
+// within a turn. Nothing here passes or fails.
 package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -18,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +31,7 @@ type bench struct {
 	imagefs, s3server string
 	dir               string
 	rounds            int
+	size              int64 // bytes of the files in the guest
 	out               io.Writer
 }
 
@@ -41,9 +46,14 @@ func main() {
 	b := &bench{out: os.Stdout}
 	flag.StringVar(&b.imagefs, "imagefs", "bin/imagefs", "the program")
 	flag.StringVar(&b.s3server, "s3server", "bin/s3server", "the S3 server of the tests")
-	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each comparison")
+	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each comparison, after one that is not counted")
+	size := flag.Int64("size", 512, "MiB of files in the guest")
 	only := flag.String("only", "", "run only this part: convert, coded, read or first")
 	flag.Parse()
+	if b.rounds < 1 || *size < 4 || flag.NArg() > 0 {
+		log.Fatal("usage: bench [flags]; at least 1 round and 4 MiB")
+	}
+	b.size = *size << 20
 	if err := b.run(*only); err != nil {
 		log.Fatal(err)
 	}
@@ -93,11 +103,11 @@ func (b *bench) guest() error {
 	}
 	fmt.Fprintln(b.out, "making a guest of real files ...")
 	raw, tree := b.path("guest.raw"), b.path("tree")
-	if err := copyTree(tree, 1<<30, "/usr/lib", "/usr/share", "/usr/bin"); err != nil {
+	if err := copyTree(tree, b.size, "/usr/lib", "/usr/share", "/usr/bin"); err != nil {
 		return err
 	}
 	return errors.Join(
-		command("truncate", "-s", "2G", raw),
+		command("truncate", "-s", strconv.FormatInt(2*b.size+64<<20, 10), raw), // half empty
 		command("mkfs.ext4", "-q", "-d", tree, raw),
 		os.RemoveAll(tree),
 		command("qemu-img", "convert", "-O", "qcow2", raw, b.path("store", "guest.qcow2")),
@@ -116,6 +126,10 @@ func copyTree(to string, n int64, from ...string) error {
 			}
 			if n <= 0 {
 				return filepath.SkipAll
+			}
+			info, err := d.Info()
+			if err != nil || info.Size() > n {
+				return nil
 			}
 			data, err := os.ReadFile(path)
 			if err != nil {
@@ -161,27 +175,61 @@ func timed(f func() error) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-func median(d []time.Duration) time.Duration {
-	slices.Sort(d)
-	return d[len(d)/2]
+// turns calls turn, which runs rivals one after the other and returns the time
+// of each: once uncounted, and then for every round. It returns the times of
+// each rival.
+func (b *bench) turns(turn func() ([]time.Duration, error)) ([][]time.Duration, error) {
+	var times [][]time.Duration
+	for i := range b.rounds + 1 {
+		took, err := turn()
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			times = make([][]time.Duration, len(took))
+			continue
+		}
+		for k, d := range took {
+			times[k] = append(times[k], d)
+		}
+	}
+	return times, nil
 }
 
 // versus runs two rivals in turn and prints a row.
-func (b *bench) versus(what string, ours, theirs func() error) error {
-	var a, c []time.Duration
-	for range b.rounds {
-		d, err := timed(ours)
+func (b *bench) versus(what string, ours, theirs func() (time.Duration, error)) error {
+	times, err := b.turns(func() ([]time.Duration, error) {
+		d, err := ours()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		e, err := timed(theirs)
-		if err != nil {
-			return err
-		}
-		a, c = append(a, d), append(c, e)
+		e, err := theirs()
+		return []time.Duration{d, e}, err
+	})
+	if err != nil {
+		return err
 	}
-	b.row(what, median(a), median(c))
+	b.row(what, times[0], times[1])
 	return nil
+}
+
+// row prints a comparison of times that were taken in turn.
+func (b *bench) row(what string, ours, theirs []time.Duration) {
+	ratios := make([]float64, len(ours))
+	for i := range ratios {
+		ratios[i] = theirs[i].Seconds() / ours[i].Seconds()
+	}
+	fmt.Fprintf(b.out, "  %-48s %8.3f s  %8.3f s  %7.2f %7.2f %7.2f\n", what,
+		median(ours).Seconds(), median(theirs).Seconds(), median(ratios), slices.Min(ratios), slices.Max(ratios))
+}
+
+func (b *bench) head(title, ours, theirs string) {
+	fmt.Fprintf(b.out, "\n%s\n  %-48s %10s  %10s  %7s %7s %7s\n", title, "", ours, theirs, "ratio", "min", "max")
+}
+
+// median is the middle value, the upper one of two.
+func median[T cmp.Ordered](values []T) T {
+	return slices.Sorted(slices.Values(values))[len(values)/2]
 }
 
 // qemuName is what qemu-img calls a view.
@@ -202,44 +250,31 @@ var qemuName = []struct {
 // it answers itself. The source is in the page cache all the time.
 func (b *bench) convertOne(source, image, view string, args []string) error {
 	src, out := b.path("store", source), b.path("out")
-	defer os.Remove(out)
-	var first, warm, theirs []time.Duration
-	for range b.rounds {
+	cp := func(path string) (time.Duration, error) {
+		defer os.Remove(out)
+		return timed(func() error { return command("cp", path, out) })
+	}
+	times, err := b.turns(func() ([]time.Duration, error) {
 		mnt, done, err := b.mount(b.path("store"))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		for _, to := range []*[]time.Duration{&first, &warm} {
-			d, err := timed(func() error { return command("cp", filepath.Join(mnt, "images", image, "disk0."+view), out) })
-			os.Remove(out)
-			if err != nil {
-				done()
-				return err
-			}
-			*to = append(*to, d)
-		}
+		path := filepath.Join(mnt, "images", image, "disk0."+view)
+		first, err1 := cp(path)
+		warm, err2 := cp(path)
 		done()
-		d, err := timed(func() error {
-			return command("qemu-img", append(append([]string{"convert", "-W", "-m", "8"}, args...), src, out)...)
+		defer os.Remove(out)
+		theirs, err3 := timed(func() error {
+			return command("qemu-img", slices.Concat([]string{"convert", "-W", "-m", "8"}, args, []string{src, out})...)
 		})
-		os.Remove(out)
-		if err != nil {
-			return err
-		}
-		theirs = append(theirs, d)
+		return []time.Duration{first, warm, theirs}, errors.Join(err1, err2, err3)
+	})
+	if err != nil {
+		return err
 	}
-	b.row(source+" -> "+view+", first", median(first), median(theirs))
-	b.row(source+" -> "+view+", warm", median(warm), median(theirs))
+	b.row(source+" -> "+view+", first", times[0], times[2])
+	b.row(source+" -> "+view+", warm", times[1], times[2])
 	return nil
-}
-
-// row prints a comparison.
-func (b *bench) row(what string, ours, theirs time.Duration) {
-	fmt.Fprintf(b.out, "  %-48s %8.3f s  %8.3f s  %7.2f\n", what, ours.Seconds(), theirs.Seconds(), theirs.Seconds()/ours.Seconds())
-}
-
-func (b *bench) head(title, ours, theirs string) {
-	fmt.Fprintf(b.out, "\n%s\n  %-48s %10s  %10s  %7s\n", title, "", ours, theirs, "ratio")
 }
 
 func (b *bench) convert() error {
@@ -299,30 +334,25 @@ func (b *bench) read() error {
 		{"random 4 KiB, 1 reader, 20,000 reads, O_DIRECT", random(1, 20000)},
 		{"random 4 KiB, 8 readers, 80,000 reads, O_DIRECT", random(8, 10000)},
 	} {
-		var a, c []time.Duration
-		for range b.rounds {
-			// Both are mounted anew, so that the kernel holds no pages.
+		// Both are mounted anew, so that the kernel holds no pages.
+		err := b.versus(k.name, func() (time.Duration, error) {
 			m, done, err := b.mount(b.path("store"))
 			if err != nil {
-				return err
+				return 0, err
 			}
-			d, err := timed(func() error { return k.read(filepath.Join(m, "images/guest/disk0.vdi")) })
-			done()
-			if err != nil {
-				return err
-			}
+			defer done()
+			return timed(func() error { return k.read(filepath.Join(m, "images/guest/disk0.vdi")) })
+		}, func() (time.Duration, error) {
 			loop, done, err := b.loopback(plain)
 			if err != nil {
-				return err
+				return 0, err
 			}
-			e, err := timed(func() error { return k.read(filepath.Join(loop, "disk")) })
-			done()
-			if err != nil {
-				return err
-			}
-			a, c = append(a, d), append(c, e)
+			defer done()
+			return timed(func() error { return k.read(filepath.Join(loop, "disk")) })
+		})
+		if err != nil {
+			return err
 		}
-		b.row(k.name, median(a), median(c))
 	}
 	return nil
 }
@@ -392,21 +422,29 @@ func (b *bench) first() error {
 	}
 	b.head("an image in S3: a view against download + qemu-img convert -W -m 8", "view", "today")
 	for _, image := range []string{"guest", "zlib"} {
-		today := func() error {
-			tmp, out := b.path("download"), b.path("out")
+		out := b.path("out")
+		today := func() (time.Duration, error) {
+			tmp := b.path("download")
 			defer os.Remove(tmp)
 			defer os.Remove(out)
-			return errors.Join(s3.download(ctx, image+".qcow2", tmp),
-				command("qemu-img", "convert", "-W", "-m", "8", "-f", "qcow2", "-O", "vdi", tmp, out))
+			return timed(func() error {
+				return errors.Join(s3.download(ctx, image+".qcow2", tmp),
+					command("qemu-img", "convert", "-W", "-m", "8", "-f", "qcow2", "-O", "vdi", tmp, out))
+			})
 		}
-		cold := func(read func(path string) error) func() error {
-			return func() error {
-				mnt, done, err := b.mount("s3://bench", "--endpoint", s3.endpoint)
-				if err != nil {
-					return err
-				}
-				defer done()
-				return read(filepath.Join(mnt, "images", image, "disk0.vdi"))
+		// The mount is part of what is timed, the unmount is not.
+		cold := func(read func(path string) error) func() (time.Duration, error) {
+			return func() (time.Duration, error) {
+				done := func() {}
+				defer func() { done() }()
+				return timed(func() error {
+					mnt, unmount, err := b.mount("s3://bench", "--endpoint", s3.endpoint)
+					if err != nil {
+						return err
+					}
+					done = unmount
+					return read(filepath.Join(mnt, "images", image, "disk0.vdi"))
+				})
 			}
 		}
 		if err := b.versus(image+".qcow2, mount and first MiB of vdi, cold", cold(func(path string) error {
@@ -420,7 +458,6 @@ func (b *bench) first() error {
 		}), today); err != nil {
 			return err
 		}
-		out := b.path("out")
 		if err := b.versus(image+".qcow2, mount and cp of vdi, cold", cold(func(path string) error {
 			defer os.Remove(out)
 			return command("cp", path, out)
