@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"imagefs/fs/stage"
 	"imagefs/remote"
 )
 
@@ -26,8 +27,8 @@ const (
 	exitFailure   = 1
 	exitUsage     = 2
 	exitStore     = 3 // the store cannot be used: missing, unreachable, refused
-	exitNotFound  = 4 // no such image
-	exitBadImages = 5 // done, but some image cannot be used
+	exitNotFound  = 4 // no such image, or nothing there to import
+	exitBadImages = 5 // an image cannot be used: it is damaged, or was refused
 )
 
 // version is stamped by the Makefile.
@@ -49,6 +50,7 @@ func commands() []*command {
 		mountCommand(),
 		lsCommand(),
 		showCommand(),
+		importCommand(),
 		versionCommand(),
 		helpCommand(),
 	}
@@ -83,7 +85,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &store), errors.Is(err, remote.ErrNoBucket), errors.Is(err, remote.ErrCredentials), errors.Is(err, remote.ErrUnavailable):
 		return exitStore
-	case errors.Is(err, errBadImages):
+	case errors.Is(err, errBadImages), errors.Is(err, stage.ErrRefused):
 		return exitBadImages
 	case errors.Is(err, fs.ErrNotExist):
 		return exitNotFound

@@ -25,8 +25,13 @@ type spoolFlags struct {
 	timeout   time.Duration
 }
 
-func (f *spoolFlags) add(set *pflag.FlagSet) {
+// addFolder adds the flag that commands without a mount know too.
+func (f *spoolFlags) addFolder(set *pflag.FlagSet) {
 	set.StringVar(&f.dir, "spool", "", "folder for files that are being copied in (default "+defaultSpoolHelp+")")
+}
+
+func (f *spoolFlags) add(set *pflag.FlagSet) {
+	f.addFolder(set)
 	set.BoolVar(&f.readOnly, "read-only", false, "refuse all writing")
 	set.BoolVar(&f.writeBack, "write-back", false, "close() returns when the spool has a file safely; upload behind")
 	set.DurationVar(&f.timeout, "unmount-timeout", 10*time.Minute, "longest that the daemon goes on storing after an unmount; what is left goes on with the next mount")
@@ -34,21 +39,26 @@ func (f *spoolFlags) add(set *pflag.FlagSet) {
 
 const defaultSpoolHelp = "~/.local/state/imagefs/spool"
 
-// folder is where the files for a store wait.
-func (f *spoolFlags) folder(storeName string) (string, error) {
+// root is the folder for all that is being copied in.
+func (f *spoolFlags) root() (string, error) {
 	dir := f.dir
 	if dir == "" {
 		state := os.Getenv("XDG_STATE_HOME")
 		if state == "" {
 			home, err := os.UserHomeDir()
 			if err != nil {
-				return "", fmt.Errorf("no home folder for the spool: say --spool DIR or --read-only: %w", err)
+				return "", fmt.Errorf("no home folder for the spool: say --spool DIR (or mount with --read-only): %w", err)
 			}
 			state = filepath.Join(home, ".local", "state")
 		}
 		dir = filepath.Join(state, "imagefs", "spool")
 	}
-	dir, err := filepath.Abs(dir)
+	return filepath.Abs(dir)
+}
+
+// folder is where the files for a store wait.
+func (f *spoolFlags) folder(storeName string) (string, error) {
+	dir, err := f.root()
 	if err != nil {
 		return "", err
 	}

@@ -58,9 +58,15 @@ type Job struct {
 	// Starting is called with the key of the object to be before the store
 	// hears of it; an error ends the import. It may be nil.
 	Starting func(key string) error
+	// Encoding is called, from several goroutines, with the byte of a raw
+	// disk up to which it is encoded, about. It may be nil.
+	Encoding func(done int64)
 	// Progress is called, from several goroutines, with the bytes that the
 	// store has taken of all that it will. It may be nil.
 	Progress func(sent, total int64)
+	// Committing is called when the store has the object, before anybody
+	// sees it; an error ends the import. It may be nil.
+	Committing func() error
 
 	sent *stream // what was sent while the file was written, or nil
 }
@@ -85,11 +91,26 @@ func (im *Importer) Import(ctx context.Context, j *Job) (*catalog.Image, error) 
 	return im.commit(ctx, c)
 }
 
-// Check looks at a file as Import does, and stores nothing.
-func (im *Importer) Check(ctx context.Context, j *Job) error {
-	_, err := im.check(ctx, j)
-	return err
+// Checked is a job whose file was found good.
+type Checked struct {
+	im *Importer
+	c  *checked
 }
+
+// Check looks at a file as Import does, and stores nothing yet.
+func (im *Importer) Check(ctx context.Context, j *Job) (*Checked, error) {
+	c, err := im.check(ctx, j)
+	if err != nil {
+		return nil, err
+	}
+	return &Checked{im, c}, nil
+}
+
+// Format is the format of the file.
+func (c *Checked) Format() string { return c.c.format.Name() }
+
+// Import does what is left of [Importer.Import] after the check.
+func (c *Checked) Import(ctx context.Context) (*catalog.Image, error) { return c.im.commit(ctx, c.c) }
 
 func (im *Importer) check(ctx context.Context, j *Job) (*checked, error) {
 	if err := catalog.CheckName(j.Image); err != nil {
@@ -136,6 +157,12 @@ func (im *Importer) commit(ctx context.Context, c *checked) (*catalog.Image, err
 	}
 	d.Key, d.Size, d.VirtualSize = o.Key, o.Size, c.disk.Size()
 	d.Modified, d.Declared = c.Modified.UTC(), c.Declared
+	if c.Committing != nil {
+		if err := c.Committing(); err != nil {
+			_ = im.store.Delete(context.WithoutCancel(ctx), o.Key) // as below
+			return nil, fmt.Errorf("commit disk %d of %q: %w", c.Number, c.Image, err)
+		}
+	}
 	img, err := im.cat.PutDisk(ctx, c.Image, c.Number, d, c.Base)
 	if err == nil {
 		return img, nil
@@ -170,7 +197,7 @@ func (im *Importer) put(ctx context.Context, c *checked) (o remote.Object, d cat
 		sumErr <- err
 	}()
 	// A local file is a raw disk that knows its holes.
-	size, err := qcow2.Compress(ctx, f, c.src, runtime.GOMAXPROCS(0))
+	size, err := qcow2.Compress(ctx, f, &watched{c.src, c.Encoding}, runtime.GOMAXPROCS(0))
 	d.Format = "qcow2"
 	d.Original = &catalog.Original{Format: "raw", Size: c.Size, SHA256: <-sum}
 	if serr := <-sumErr; err == nil {

@@ -21,7 +21,7 @@ var ErrName = errors.New("not the name of a disk")
 type Target struct {
 	Image  string
 	Number int
-	Format string // that the name's extension promises
+	Format string // that the name's extension promises; "" goes by content alone
 }
 
 // maxDisks bounds a disk number, as the catalog does for adopted objects.

@@ -70,6 +70,20 @@ func (l *local) Extents(_ context.Context, off, n int64) iter.Seq2[codec.Extent,
 	}
 }
 
+// watched is a file that tells how far it is read.
+type watched struct {
+	*local
+	tell func(end int64) // may be nil
+}
+
+func (w *watched) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := w.local.ReadAt(ctx, p, off)
+	if w.tell != nil {
+		w.tell(off + int64(n))
+	}
+	return n, err
+}
+
 // seek finds the next data or hole at or behind off, size when there is none.
 // A file system that cannot tell has data everywhere.
 func seek(f *os.File, off int64, whence int, size int64) (int64, error) {

@@ -32,15 +32,19 @@ func Detect(ctx context.Context, formats []codec.Format, src codec.Source) (code
 	return codec.Detect(formats, head, tail)
 }
 
-// detect holds content and promised format together.
+// detect holds content and promised format together. Without a promise the
+// content has to have a signature.
 func detect(ctx context.Context, formats []codec.Format, src codec.Source, promised string) (codec.Format, error) {
 	found, err := Detect(ctx, formats, src)
 	if err != nil {
 		return nil, err
 	}
 	switch {
-	case found.Name() == promised:
+	case found.Name() == promised || promised == "" && found.Name() != "raw":
 		return found, nil
+	case promised == "":
+		return nil, fmt.Errorf("%w: neither the name nor the content says what it is: if it is a raw disk, say --disk-format raw",
+			codec.ErrFormat)
 	case found.Name() == "raw":
 		return nil, fmt.Errorf("%w: the name says %s, but the content has no signature of it: is the file cut short, or a raw disk?",
 			codec.ErrFormat, promised)
