@@ -83,13 +83,13 @@ func pending(t *testing.T, s remote.Uploader, prefix string) []string {
 }
 
 func uploadInParts(t *testing.T, s remote.Store, up remote.Uploader) {
-	const size = 2*16<<20 + 12_345
+	const size = 16<<20 + 12_345
 	data := Bytes(7, size)
 	clear(data[1<<20 : 5<<20]) // what a store may keep as a hole
 	clear(data[size-100:])
 	u := mustUpload(t, up, "disks/large")
 	var wg sync.WaitGroup
-	for n := 3; n >= 1; n-- {
+	for n := 2; n >= 1; n-- {
 		wg.Go(func() {
 			off := remote.PartOffset(n)
 			r := io.NewSectionReader(bytes.NewReader(data), off, min(remote.PartSize(n), size-off))

@@ -124,7 +124,7 @@ func send(tb testing.TB, s *s3.Store, r io.ReaderAt, size int64) {
 }
 
 func TestFilesAreNotReadIntoMemory(t *testing.T) {
-	const size = 160 << 20
+	const size = 96 << 20
 	f := sparse(t, size)
 	for name, store := range map[string]func(*s3.Store) error{
 		"put in parts": func(s *s3.Store) error {
