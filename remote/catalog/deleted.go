@@ -165,7 +165,10 @@ func (c *Catalog) finish(ctx context.Context, name string, e *Entry) (bool, erro
 	if !ok || s.by != name {
 		return false, nil
 	}
-	st := state{object: s.record.entry, entry: e, adopted: s.record.entry.Key == ""}
+	st := state{object: s.record.entry, entry: e}
+	if st.object.Key == "" {
+		st.adopted = s.record.image
+	}
 	if err := c.leave(ctx, from, st); err != nil && !lost(err) {
 		return false, err
 	}

@@ -1,4 +1,4 @@
-// Package catalog says which images a store holds.
+// Package catalog says which images a store holds, and changes that.
 //
 // An image comes from one of two places:
 //
@@ -14,7 +14,25 @@
 // the reason in Image.Err, so that one broken image never hides the others.
 //
 // [Catalog.Refresh] lists the store anew and swaps the whole view at once;
-// listing reads no entry and opens no image, so ten thousand images cost two
+// listing reads no entry and opens no image, so ten thousand images cost three
 // listings. Entries are read when they are looked up, and kept while their
 // version stands. A Catalog is safe for concurrent use.
+//
+// # Writes
+//
+// An image is changed by conditional writes of its entry; of several writers
+// one wins, and the others try again or get [ErrConflict]. An adopted image
+// gets an entry, with its ID, when it is first changed. After each success the
+// catalog shows the new state without a listing.
+//
+// An entry is never deleted while others may write it: an entry of no bytes, a
+// mark, takes its place, and is no image. A deleted image's entry lies at
+// deleted/NAME~ID.json, where NAME is cut if it is long. While the one with
+// the ID of an adopted image is there, the objects of that name which lie at
+// the top are not adopted, unless they were put since. A renamed image leaves
+// such an entry where it has to, marked as hidden.
+//
+// A process that is killed leaves at worst an image under two names, its old
+// one and its new one, or live and deleted; all its objects are there, and the
+// same call again completes it. [GC] removes what is no longer of use.
 package catalog

@@ -168,9 +168,14 @@ func newID() (id [16]byte) {
 
 // adoptedID is the identity of an image that has no entry. It depends on the
 // name alone, so it is the same in every copy of the store.
-func adoptedID(name string) (id [16]byte) {
+func adoptedID(name string) [16]byte {
 	h := sha256.Sum256([]byte("imagefs adopted image 1\x00" + name))
-	copy(id[:], h[:])
+	return hashID(h[:])
+}
+
+// hashID makes a UUID, version 8, of a hash.
+func hashID(h []byte) (id [16]byte) {
+	copy(id[:], h)
 	id[6] = id[6]&0x0f | 0x80
 	id[8] = id[8]&0x3f | 0x80
 	return id

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -90,9 +91,13 @@ func (c *Catalog) list(ctx context.Context) (*listing, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !hidden {
-			l.records[name] = &record{image: im}
+		if hidden {
+			continue
 		}
+		if o := deleted[hideKey(name)]; !isMark(o) {
+			im.renew()
+		}
+		l.records[name] = &record{image: im}
 	}
 	return l, nil
 }
@@ -114,13 +119,13 @@ func (c *Catalog) top(ctx context.Context, l *listing) ([]candidate, error) {
 }
 
 // hides reports whether the deleted entry o, which may be none, hides an
-// adopted image: unless objects of it were put since. Only if they look newer
+// adopted image: unless objects of it were put since. Only if they may be newer
 // is the entry read.
 func (c *Catalog) hides(ctx context.Context, o remote.Object, im *Image) (bool, error) {
 	if isMark(o) {
 		return false, nil
 	}
-	if !im.ModTime.After(o.ModTime) {
+	if im.ModTime.Before(o.ModTime) {
 		return true, nil
 	}
 	e, _, err := readEntry(ctx, c.store, o)
@@ -131,6 +136,21 @@ func (c *Catalog) hides(ctx context.Context, o remote.Object, im *Image) (bool, 
 		return false, fmt.Errorf("read the deleted entries: %w", err)
 	}
 	return e.adoptedFrom(im), nil
+}
+
+// renew gives an adopted image an identity of its objects: that of its name
+// went with the image that was renamed or removed before.
+func (im *Image) renew() {
+	h := sha256.New()
+	fmt.Fprintf(h, "imagefs adopted image 2\x00%s", im.Name)
+	for _, d := range im.Disks {
+		fmt.Fprintf(h, "\x00%s\x00%s\x00%d", d.Object.Key, d.Object.ETag, d.Object.ModTime.UnixNano())
+	}
+	im.ID = hashID(h.Sum(nil))
+	b, err := format(describe(im))
+	if im.JSON = b; im.Err == nil {
+		im.Err = err
+	}
 }
 
 // adoptedFrom reports whether every object of im is among those that e was

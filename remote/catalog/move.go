@@ -92,7 +92,7 @@ func (c *Catalog) rename(ctx context.Context, from, to string) error {
 
 // etag is the version of the entry, "" for an adopted image.
 func (st state) etag() string {
-	if st.adopted {
+	if st.adopted != nil {
 		return ""
 	}
 	return st.object.ETag
@@ -101,7 +101,7 @@ func (st state) etag() string {
 // renamed reports whether dst is what a rename of src, of the name from, has
 // written: a copy of it, maybe of an earlier version.
 func renamed(dst state, from string, src state) bool {
-	return dst.entry != nil && src.entry != nil && !dst.adopted &&
+	return dst.entry != nil && src.entry != nil && dst.adopted == nil &&
 		dst.entry.RenamedFrom == from && dst.entry.ID == src.entry.ID
 }
 
@@ -122,19 +122,22 @@ func (c *Catalog) clear(ctx context.Context, o remote.Object) error {
 // leave takes away what shows an image under its name: the state that live
 // found. Objects that would be adopted then are hidden first.
 func (c *Catalog) leave(ctx context.Context, name string, st state) error {
-	c.mu.Lock()
-	im := c.adopted[name]
-	c.mu.Unlock()
+	im := st.adopted
+	if im == nil {
+		c.mu.Lock()
+		im = c.adopted[name]
+		c.mu.Unlock()
+	}
 	if im != nil {
 		hid, err := c.hide(ctx, name, im)
 		if err != nil {
 			return err
 		}
-		if st.adopted && !hid {
+		if st.adopted != nil && !hid {
 			return fs.ErrExist // another writer took it away just now
 		}
 	}
-	if st.adopted {
+	if st.adopted != nil {
 		return nil
 	}
 	return c.clear(ctx, st.object)
@@ -157,7 +160,7 @@ func (c *Catalog) hide(ctx context.Context, name string, im *Image) (bool, error
 			e = st.entry // can be restored, and is to stay what it is
 		}
 	}
-	e.Hidden = st.entry == nil || st.entry.Hidden
+	e.ID, e.Hidden = FormatID(adoptedID(name)), st.entry == nil || st.entry.Hidden
 	e.Deleted = stamp(time.Time{})
 	doc, err := FormatEntry(e)
 	if err != nil {
@@ -228,13 +231,13 @@ func (c *Catalog) bury(ctx context.Context, name string, st state) error {
 	if _, err := write(ctx, c.store, key, doc, old.cond()); err != nil {
 		return err
 	}
-	if st.adopted {
+	switch {
+	case id != adoptedID(name):
+		return c.leave(ctx, name, st)
+	case st.adopted != nil:
 		return nil // its deleted entry is what hides it
 	}
-	if id == adoptedID(name) {
-		return c.clear(ctx, st.object)
-	}
-	return c.leave(ctx, name, st)
+	return c.clear(ctx, st.object)
 }
 
 // Restore brings the image of a name back that was deleted last. The error is
@@ -294,11 +297,30 @@ func (c *Catalog) restore(ctx context.Context, name string) (*Image, error) {
 		return nil, err
 	}
 	c.swap(map[string]*record{name: r})
-	// If it was deleted again meanwhile, that is to stay.
-	if err := c.clear(ctx, held); err != nil && !lost(err) {
+	if err := c.clear(ctx, held); lost(err) {
+		return c.contested(ctx, name, held.Key, r)
+	} else if err != nil {
 		return nil, err
 	}
 	return r.image, nil
+}
+
+// contested says how a restore ended whose deleted entry another writer has
+// changed: if that was GC, the image is taken back.
+func (c *Catalog) contested(ctx context.Context, name, key string, r *record) (*Image, error) {
+	g, err := c.current(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if g.object.Key != "" && (g.entry == nil || !g.entry.Purging) {
+		return r.image, nil // restored by another too, or deleted again
+	}
+	if err := c.clear(ctx, r.entry); err == nil {
+		c.swap(map[string]*record{name: nil})
+	} else if !lost(err) {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: it is being removed for good", ErrConflict)
 }
 
 // restored ends a restore, or takes back a removal, that was cut: the image is
@@ -308,7 +330,7 @@ func (c *Catalog) restored(ctx context.Context, name string, st state) (*Image, 
 	if err != nil {
 		return nil, err
 	}
-	if st.adopted {
+	if st.adopted != nil {
 		return nil, fs.ErrExist
 	}
 	g, err := c.current(ctx, deletedKey(name, id))

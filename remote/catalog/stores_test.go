@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,18 +63,19 @@ func (s *aged) List(ctx context.Context, folder string) iter.Seq2[remote.Object,
 }
 
 // dying is a store as a process sees it that is killed after some more
-// operations. It is not for concurrent use.
+// operations.
 type dying struct {
 	remote.Store
-	left int // operations; -1 for no end
-	dead bool
+	mu   sync.Mutex // guards left
+	left int        // operations; -1 for no end
 }
 
 var errKilled = errors.New("killed")
 
 func (s *dying) step() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.left == 0 {
-		s.dead = true
 		return errKilled
 	}
 	if s.left > 0 {

@@ -144,7 +144,7 @@ func (c *Catalog) edit(ctx context.Context, name string, create bool, change fun
 // shown returns the image of what live found, which it shows from now on.
 func (c *Catalog) shown(ctx context.Context, name string, st state) (*Image, error) {
 	im, err := c.image(ctx, name, st.entry, st.doc)
-	if err != nil || st.adopted {
+	if err != nil || st.adopted != nil {
 		return im, err
 	}
 	if im.ModTime.IsZero() {
@@ -159,7 +159,7 @@ type state struct {
 	object  remote.Object // zero if there is none; may be a mark
 	entry   *Entry        // nil if there is none
 	doc     []byte        // what entry was read from
-	adopted bool          // entry is generated, there is none in the store
+	adopted *Image        // what entry is generated from; nil if it is in the store
 }
 
 // cond asks that nothing changed since the state was seen.
@@ -228,7 +228,7 @@ func (c *Catalog) live(ctx context.Context, name string) (state, error) {
 	if im.Err != nil {
 		return state{}, im.Err
 	}
-	st.entry, st.doc, st.adopted = generated(im), im.JSON, true
+	st.entry, st.doc, st.adopted = generated(im), im.JSON, im
 	return st, nil
 }
 
@@ -248,10 +248,13 @@ func (c *Catalog) adoptable(ctx context.Context, name string) (*Image, error) {
 		return nil, nil
 	}
 	hidden, err := c.hides(ctx, o, im)
-	if hidden {
-		im = nil
+	if err != nil || hidden {
+		return nil, err
 	}
-	return im, err
+	if !isMark(o) {
+		im.renew()
+	}
+	return im, nil
 }
 
 // put writes the entry of a live image over the state st and returns the
