@@ -31,7 +31,7 @@ func TestUserMounts(t *testing.T) {
 		trap 'fusermount3 -uz "$HOME/mnt"' EXIT
 		cmp "$HOME/mnt/images/a/disk0.raw" "$HOME/store/a.raw"
 		test "$(stat -c %u:%g "$HOME/mnt/images/a/disk0.vmdk")" = "$(id -u):$(id -g)"
-		grep -q " $HOME/mnt ro,nosuid,nodev" /proc/self/mountinfo
+		grep -q " $HOME/mnt r[ow],nosuid,nodev" /proc/self/mountinfo
 		test "$(<"$HOME/mnt/.imagefs/errors")" = ""
 		pid=$(sed -n 's/.*"pid": //p' "$HOME/mnt/.imagefs/config")
 		trap - EXIT
@@ -74,9 +74,9 @@ func userHome(t *testing.T) string {
 		}
 	}
 	output(t, "cp", program(t, buildImagefs), filepath.Join(home, "imagefs"))
-	for _, dir := range []string{"store", "mnt"} {
+	for _, dir := range []string{".", "store", "mnt"} {
 		dir = filepath.Join(home, dir)
-		if err := os.Mkdir(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Chown(dir, nobody, nobody); err != nil {
