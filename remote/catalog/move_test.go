@@ -351,6 +351,39 @@ func TestRacingMoves(t *testing.T) {
 	})
 }
 
+func TestTheSecondRenameOfAnAdoptedImageIsTakenBack(t *testing.T) {
+	m := mem.New()
+	put(t, m, "x.raw", "x")
+	other := open(t, m)
+	s := &hook{Store: m}
+	c := open(t, s)
+	s.put = func(string) {
+		s.put = nil
+		must(t, other.Rename(t.Context(), "x", "theirs"))
+	}
+	wantErr(t, "rename", c.Rename(t.Context(), "x", "ours"), catalog.ErrConflict)
+	wantNames(t, m, other, "theirs")
+}
+
+func TestARestoreThatGCOvertakesIsTakenBack(t *testing.T) {
+	m := mem.New()
+	s := &hook{Store: m}
+	c := open(t, s)
+	putDisk(t, m, c, "x", 0, "disks/x", "")
+	must(t, c.Remove(t.Context(), "x"))
+	s.put = func(key string) {
+		if key == "catalog/x.json" {
+			s.put = nil
+			must(t, catalog.GC(t.Context(), m, catalog.GCOptions{Now: inAnHour}))
+		}
+	}
+	_, err := c.Restore(t.Context(), "x")
+	if err == nil {
+		t.Error("restored an image whose object is gone")
+	}
+	wantNames(t, m, c)
+}
+
 func TestRemovalAgainstAWriter(t *testing.T) {
 	everyStore(t, func(t *testing.T, s remote.Store) {
 		for round := range 6 {

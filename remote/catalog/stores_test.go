@@ -118,3 +118,16 @@ func (s *dying) List(ctx context.Context, folder string) iter.Seq2[remote.Object
 	}
 	return s.Store.List(ctx, folder)
 }
+
+// hook is a store that calls before each Put.
+type hook struct {
+	remote.Store
+	put func(key string)
+}
+
+func (s *hook) Put(ctx context.Context, key string, r io.Reader, size int64, c remote.Cond) (remote.Object, error) {
+	if s.put != nil {
+		s.put(key)
+	}
+	return s.Store.Put(ctx, key, r, size, c)
+}
