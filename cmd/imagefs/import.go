@@ -135,15 +135,15 @@ func (f *importFlags) sources(args []string) ([]*source, error) {
 		if err != nil {
 			return nil, err
 		}
-		if src.base == "" {
-			if piped {
-				return nil, usagef("standard input can be only one of the sources")
-			}
-			if f.format == "" || f.name == "" {
-				return nil, usagef("standard input has no name: say --name and --disk-format")
-			}
-			piped = true
+		switch {
+		case src.stdin && piped:
+			return nil, usagef("standard input can be only one of the sources")
+		case src.stdin && (f.format == "" || f.name == ""):
+			return nil, usagef("standard input has no name: say --name and --disk-format")
+		case src.base == "" && len(list) == 0 && f.name == "":
+			return nil, usagef("source %q has no name in its path: say --name", src.label)
 		}
+		piped = piped || src.stdin
 		list = append(list, src)
 	}
 	return list, nil

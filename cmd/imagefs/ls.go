@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -25,18 +26,21 @@ type lsRow struct {
 	Disks           int      `json:"disks"`
 	Tags            []string `json:"tags,omitempty"`
 	Error           string   `json:"error,omitempty"`
+
+	Deleted *time.Time `json:"deleted,omitempty"` // since when, with --deleted
 }
 
 func lsCommand() *command {
 	var f storeFlags
-	var asJSON, open bool
+	var asJSON, open, deleted bool
 	c := &command{
 		name: "ls", args: "STORE", summary: "list the images of a store",
-		help: "Lists without opening an image, so the virtual size of one that has no\ncatalog entry is not known: --open opens each to find out.\n\nExample: imagefs ls s3://images/prod\n",
+		help: "Lists without opening an image, so the virtual size of one that has no\ncatalog entry is not known: --open opens each to find out.\n--deleted lists the images that \"imagefs restore\" can bring back instead.\n\nExample: imagefs ls s3://images/prod\n",
 	}
 	c.flags = func(set *pflag.FlagSet) {
 		set.BoolVar(&asJSON, "json", false, "print JSON")
 		set.BoolVar(&open, "open", false, "open every image: tells virtual sizes and broken images")
+		set.BoolVar(&deleted, "deleted", false, "list deleted images, with the time of it")
 		f.add(set)
 	}
 	c.run = func(ctx context.Context, args []string) error {
@@ -48,6 +52,9 @@ func lsCommand() *command {
 			return err
 		}
 		defer s.close()
+		if deleted {
+			return s.listDeleted(ctx, open, asJSON)
+		}
 		rows := []lsRow{}
 		err = s.cat.All(ctx, func(im *catalog.Image) error {
 			rows = append(rows, s.row(ctx, im, open))
@@ -62,6 +69,33 @@ func lsCommand() *command {
 		return printRows(rows)
 	}
 	return c
+}
+
+// listDeleted prints the images that can be brought back.
+func (s *session) listDeleted(ctx context.Context, open, asJSON bool) error {
+	if open {
+		return usagef("ls: deleted images cannot be opened: leave --open or --deleted away")
+	}
+	list, err := s.cat.Deleted(ctx)
+	if err != nil {
+		return err
+	}
+	rows := []lsRow{}
+	for _, im := range list {
+		r := s.row(ctx, im, false)
+		at := im.Deleted.UTC()
+		r.Deleted = &at
+		rows = append(rows, r)
+	}
+	if asJSON {
+		return printJSON(rows)
+	}
+	tw := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "ID\tName\tDisk Format\tSize\tDisks\tDeleted\tStatus")
+	for _, r := range rows {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", r.ID, r.Name, r.DiskFormat, iec(r.Size), r.Disks, r.Deleted.Format(time.RFC3339), r.Status)
+	}
+	return tw.Flush()
 }
 
 func (s *session) row(ctx context.Context, im *catalog.Image, open bool) lsRow {

@@ -51,6 +51,10 @@ func commands() []*command {
 		lsCommand(),
 		showCommand(),
 		importCommand(),
+		rmCommand(),
+		restoreCommand(),
+		gcCommand(),
+		checkCommand(),
 		versionCommand(),
 		helpCommand(),
 	}

@@ -148,8 +148,12 @@ func bar(label string, done, total int64, took time.Duration, width int) string 
 		done = min(done, total)
 		part := float64(done) / float64(total)
 		n := int(part * barCells)
+		eta := "-:--"
+		if done > 0 {
+			eta = clock(float64(total-done) / rate)
+		}
 		right = fmt.Sprintf("[%s%s] %3d%%  %.1f MB/s  ETA %s", strings.Repeat("#", n), strings.Repeat(".", barCells-n),
-			int(part*100), rate/1e6, clock(float64(total-done)/max(rate, 1)))
+			int(part*100), rate/1e6, eta)
 	}
 	return cutRunes(cutRunes(label, max(width-len(right)-2, 10))+"  "+right, width)
 }

@@ -20,7 +20,8 @@ import (
 // source is something to import, as the command line names it.
 type source struct {
 	label string // for people: of a URL without what may be secret
-	base  string // last part of its name; "" for standard input
+	base  string // last part of its name; "" if it has none
+	stdin bool
 	path  string // of a file of this machine
 
 	// fetch brings what is no file of this machine into d. It is nil for one.
@@ -30,9 +31,10 @@ type source struct {
 // parseSource reads an argument. It does no I/O.
 func parseSource(arg string, f *storeFlags) (*source, error) {
 	scheme, rest, isURL := strings.Cut(arg, "://")
+	scheme = strings.ToLower(scheme)
 	switch {
 	case arg == "-":
-		return &source{label: "standard input", fetch: func(ctx context.Context, d *download) error {
+		return &source{label: "standard input", stdin: true, fetch: func(ctx context.Context, d *download) error {
 			return d.pipe(ctx, func() (*os.File, error) { return os.Stdin, nil })
 		}}, nil
 	case !isURL || scheme == "file":
@@ -72,7 +74,7 @@ func webSource(arg string, patience time.Duration) (*source, error) {
 	}
 	base := path.Base(u.Path)
 	if base == "/" || base == "." {
-		base = u.Hostname()
+		base = ""
 	}
 	return &source{label: redact(arg), base: base, fetch: func(ctx context.Context, d *download) error {
 		return d.web(ctx, u, patience)
