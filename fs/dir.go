@@ -51,6 +51,7 @@ func (d *dir) asChild() (child, error) {
 
 // Lookup finds a child by name.
 func (d *dir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	ctx = context.WithoutCancel(ctx)
 	c, err := d.staged(ctx, name)
 	if err == nil && c.node == nil {
 		c, err = d.lookup(ctx, name)
@@ -75,6 +76,7 @@ func (d *dir) enter(ctx context.Context, c child, out *fuse.EntryOut) *fs.Inode 
 
 // Readdir lists the children.
 func (d *dir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	ctx = context.WithoutCancel(ctx)
 	es, err := d.list(ctx)
 	if err != nil {
 		return nil, d.t.fail("readdir", d.path, err)

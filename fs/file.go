@@ -104,6 +104,7 @@ func (n *file) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.replace(ctx, flags)
 	}
+	ctx = context.WithoutCancel(ctx)
 	d, err := n.t.opener.Open(ctx, n.im, n.disk)
 	if err != nil {
 		return nil, 0, n.t.fail("open", n.path(), err)
@@ -144,7 +145,7 @@ func (h *handle) Lseek(ctx context.Context, off uint64, whence uint32) (uint64, 
 	if off >= uint64(size) {
 		return 0, syscall.ENXIO
 	}
-	for e, err := range h.f.Extents(ctx, int64(off), size-int64(off)) {
+	for e, err := range h.f.Extents(context.WithoutCancel(ctx), int64(off), size-int64(off)) {
 		if err != nil {
 			return 0, h.n.t.fail("lseek", h.n.path(), err)
 		}

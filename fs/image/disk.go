@@ -121,7 +121,7 @@ const decodeAhead = 4 << 20
 // object's size and its map say.
 func content(d catalog.Disk, m *codec.Map) (c [32]byte) {
 	sha := d.SHA256
-	if d.Original != nil {
+	if d.Original != nil && d.Original.SHA256 != "" {
 		sha = d.Original.SHA256
 	}
 	if b, err := hex.DecodeString(sha); err == nil && len(b) == len(c) {

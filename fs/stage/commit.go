@@ -38,11 +38,11 @@ func (f *File) Commit(ctx context.Context) error {
 	f.starting.Wait()
 	f.mu.Lock()
 	if !f.dirty || f.removed {
-		f.mu.Unlock()
-		return nil
+		defer f.mu.Unlock()
+		return f.verdict // of whoever was faster
 	}
 	f.stopQuiet()
-	f.dirty = false
+	f.dirty, f.verdict = false, nil
 	f.mu.Unlock()
 	job, err := f.job()
 	if err == nil {
@@ -179,8 +179,14 @@ func (f *File) fail(op string, err error) error {
 	} else {
 		f.dirty = true // the next close tries again
 	}
+	if errors.Is(err, catalog.ErrConflict) {
+		f.s.goWork(func(ctx context.Context) {
+			_, _ = f.s.cfg.Catalog.Refresh(ctx) // shows who was faster; the next one does too
+		})
+	}
 	f.save()
-	return &Reported{err}
+	f.verdict = &Reported{err}
+	return f.verdict
 }
 
 // save keeps the record as far as the disk allows. mu is held.

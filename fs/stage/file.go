@@ -37,6 +37,7 @@ type File struct {
 	xattrs  map[string][]byte // guarded by mu
 	copied  bool              // guarded by mu; base is in data, or not wanted
 	dirty   bool              // guarded by mu; changed since it was last looked at
+	verdict error             // guarded by mu; of that look
 	writers int               // guarded by mu; handles that may write
 	handles int               // guarded by mu; all handles
 	gone    bool              // guarded by mu; committed: the catalog shows it

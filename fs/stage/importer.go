@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"imagefs/codec"
 	"imagefs/codec/qcow2"
@@ -189,25 +192,36 @@ func (im *Importer) put(ctx context.Context, c *checked) (o remote.Object, d cat
 	}
 	defer f.Close()
 	defer os.Remove(f.Name())
-	sum := make(chan string, 1)
-	sumErr := make(chan error, 1)
-	go func() {
-		s, err := sumOf(ctx, c.File, c.Size)
-		sum <- s
-		sumErr <- err
-	}()
+	sum := make(chan hashed, 1)
+	go func() { sum <- hashRaw(ctx, c.File, c.Size) }()
 	// A local file is a raw disk that knows its holes.
 	size, err := qcow2.Compress(ctx, f, &watched{c.src, c.Encoding}, runtime.GOMAXPROCS(0))
 	d.Format = "qcow2"
-	d.Original = &catalog.Original{Format: "raw", Size: c.Size, SHA256: <-sum}
-	if serr := <-sumErr; err == nil {
-		err = serr
-	}
+	h := <-sum
+	d.Original = &catalog.Original{Format: "raw", Size: c.Size, SHA256: h.sum}
+	err = cmp.Or(err, h.err)
 	if err != nil {
 		return o, d, fmt.Errorf("encode in %q: %w", filepath.Dir(f.Name()), err)
 	}
 	o, d.SHA256, err = im.upload(ctx, c.Job, d.Format, f, size)
 	return o, d, err
+}
+
+type hashed struct {
+	sum string
+	err error
+}
+
+// hashRaw is the SHA-256 of a raw disk, or "" for one that is so much larger
+// than its data that hashing holes would take longer than all else. The hash of
+// the stored object says as much.
+func hashRaw(ctx context.Context, f *os.File, size int64) hashed {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err == nil && size > 4*max(st.Blocks*512, 1<<30) {
+		return hashed{}
+	}
+	s, err := sumOf(ctx, f, size)
+	return hashed{s, err}
 }
 
 // sumOf is the SHA-256 of the first size bytes of r, in hex.

@@ -336,12 +336,18 @@ func (s *Spool) Close(ctx context.Context) error {
 		f.data.Close()
 		f.mu.Unlock()
 	}
-	err := context.Cause(ctx)
-	if err != nil && len(s.Status()) == 0 {
-		err = nil
+	left := len(s.Status())
+	if s.mu.Lock(); left == 0 && len(s.drafts) == 0 {
+		if err := os.RemoveAll(s.dir); err != nil {
+			s.cfg.Log.Warn("spool is left over", "path", s.dir, "err", err)
+		}
 	}
+	s.mu.Unlock()
 	s.lock.Close()
-	return err
+	if left == 0 {
+		return nil
+	}
+	return context.Cause(ctx)
 }
 
 func (s *Spool) files() (files []*File) {

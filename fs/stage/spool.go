@@ -412,7 +412,6 @@ func (f *File) rename(folder, name, base string) (due bool, err error) {
 	if err := f.rec.save(f.dir, false); err != nil {
 		return false, fmt.Errorf("staged file: %w", bare(err))
 	}
-	f.startQuiet()
 	return f.dirty && f.writers == 0 && !Unfinished(name), nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"imagefs/codec"
 	"imagefs/remote"
 )
 
@@ -24,6 +25,9 @@ const abortTimeout = 10 * time.Second
 // one that holds.
 func (im *Importer) upload(ctx context.Context, j *Job, format string, f *os.File, size int64) (o remote.Object, sum string, err error) {
 	s := j.sent
+	if size > remote.MaxUpload {
+		return o, "", fmt.Errorf("%d bytes: %w: an object of more than %d", size, codec.ErrTooLarge, int64(remote.MaxUpload))
+	}
 	if err := s.settle(); s == nil || s.file != f || err != nil {
 		s.abort()
 		key := newKey(j.Target, format)
