@@ -226,7 +226,7 @@ func clearDead(path string, log *slog.Logger) error {
 		return fmt.Errorf("mount on %q: a dead mount of another file system is there: unmount it first", path)
 	}
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
-		if err := fusermount(path); err != nil {
+		if err := fusermount(path, true); err != nil {
 			return fmt.Errorf("clear the dead mount on %q: %w", path, err)
 		}
 	}

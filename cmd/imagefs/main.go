@@ -48,6 +48,7 @@ type command struct {
 func commands() []*command {
 	return []*command{
 		mountCommand(),
+		unmountCommand(),
 		lsCommand(),
 		showCommand(),
 		importCommand(),
@@ -99,9 +100,14 @@ func exitCode(err error) int {
 
 func main() {
 	args := os.Args[1:]
-	// mount(8) calls a helper named mount.TYPE with the arguments of mount.
-	if base := filepath.Base(os.Args[0]); strings.HasPrefix(base, "mount.") {
+	// mount(8) and umount(8) call helpers named mount.TYPE and umount.TYPE with
+	// the arguments of their own.
+	switch verb, _, _ := strings.Cut(filepath.Base(os.Args[0]), "."); {
+	case verb == filepath.Base(os.Args[0]): // no type: our own name
+	case verb == "mount":
 		args = append([]string{"mount"}, args...)
+	case verb == "umount":
+		args = append([]string{"unmount"}, args...)
 	}
 	os.Exit(Main(args, os.Stderr))
 }
