@@ -249,6 +249,27 @@ func TestCancelledWaiterLeavesFlightAlone(t *testing.T) {
 
 var errBroken = errors.New("broken")
 
+// A waiter may leave while its flight fails. Under the race detector this shows
+// that it does not look at what the flight writes.
+func TestWaiterLeavesAsItsFlightFails(t *testing.T) {
+	for range 20 {
+		c := open(t, Config{})
+		src := newSource(mib, mib)
+		src.gate = make(chan struct{})
+		src.fail = func(off, n int64) error { return errBroken }
+		r := c.Reader(src, src.size, ReaderConfig{})
+		ctx, cancel := context.WithCancel(bg)
+		left := make(chan error)
+		go func() { _, err := r.ReadAt(ctx, make([]byte, 10), 0); left <- err }()
+		eventually(t, "a flight", func() bool { return src.calls.Load() == 1 })
+		cancel()
+		close(src.gate)
+		if err := <-left; !errors.Is(err, context.Canceled) && !errors.Is(err, errBroken) {
+			t.Errorf("waiter: %v, want context.Canceled or %v", err, errBroken)
+		}
+	}
+}
+
 func TestErrorsReachAllWaitersAndAreNotCached(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)

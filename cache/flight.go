@@ -160,17 +160,18 @@ func (c *Cache) land(b *batch, data []byte, err error) {
 }
 
 // wait returns when b has landed or ctx has ended, with the error of either.
-func (b *batch) wait(ctx context.Context) error {
+// What b holds may be read only once it has landed.
+func (b *batch) wait(ctx context.Context) (landed bool, err error) {
 	select {
 	case <-b.done:
-		return b.err
+		return true, b.err
 	default:
 	}
 	select {
 	case <-b.done:
-		return b.err
+		return true, b.err
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 }
 

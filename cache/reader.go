@@ -352,11 +352,11 @@ func (r *Reader) bytes(ctx context.Context, f ref) ([]byte, error) {
 		if f.data != nil {
 			return f.data, nil
 		}
-		err := f.b.wait(ctx)
+		landed, err := f.b.wait(ctx)
 		if err == nil {
 			return f.b.block(f.i), nil
 		}
-		if f.b.err != err || f.b.mine() {
+		if !landed || f.b.mine() {
 			return nil, err
 		}
 		refs, err := r.gather(ctx, f.i, f.i, nil, nil)
@@ -368,7 +368,7 @@ func (r *Reader) bytes(ctx context.Context, f ref) ([]byte, error) {
 	if f.data != nil {
 		return f.data, nil
 	}
-	if err := f.b.wait(ctx); err != nil {
+	if _, err := f.b.wait(ctx); err != nil {
 		return nil, err
 	}
 	return f.b.block(f.i), nil
