@@ -29,6 +29,7 @@ type File struct {
 	base codec.Disk // bytes to begin with, of the file it replaces; or nil
 
 	io       sync.RWMutex   // shared by whoever changes bytes, alone by a commit
+	first    sync.Mutex     // of changes: held while base is copied
 	starting sync.WaitGroup // of what begins a stream
 
 	mu      sync.Mutex
@@ -215,25 +216,39 @@ func (f *File) change(ctx context.Context, off, end int64, keep bool, do func() 
 // awaken makes the file one that is written: it notes the change, takes a
 // refusal back, and sees that the bytes to begin with are there.
 func (f *File) awaken(ctx context.Context, keep bool) error {
+	if err := f.begin(ctx, keep); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dirty = true
-	if f.base != nil && !f.copied {
-		if keep {
-			if err := f.copyBase(ctx); err != nil {
-				return err
-			}
-		}
-		f.copied = true
-	}
 	if f.removed || f.rec.State == Writing && !f.gone {
 		return nil
 	}
 	return f.rewrite()
 }
 
-// copyBase copies the bytes of the file that is replaced. mu is held: nothing
-// else can be done with the file before.
+// begin copies the bytes of the file that is replaced, if it was not done and
+// they are to be kept. Other changes wait; reads and look-ups do not.
+func (f *File) begin(ctx context.Context, keep bool) error {
+	f.first.Lock()
+	defer f.first.Unlock()
+	f.mu.Lock()
+	copied := f.copied || f.base == nil
+	f.mu.Unlock()
+	if copied {
+		return nil
+	}
+	if keep {
+		if err := f.copyBase(ctx); err != nil {
+			return err
+		}
+	}
+	f.dropBase()
+	return nil
+}
+
+// copyBase copies the bytes of the file that is replaced.
 func (f *File) copyBase(ctx context.Context) error {
 	if err := f.data.Truncate(f.base.Size()); err != nil {
 		return fmt.Errorf("staged file: %w", bare(err))
