@@ -2,6 +2,7 @@ package vhd
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"iter"
 	"math/bits"
@@ -131,6 +132,44 @@ func (d *dynamic) bits(ctx context.Context, off int64) (*string, error) {
 	}
 	pg[u%per].Store(m)
 	return m, nil
+}
+
+// Verify checks, for an image that comes from a stranger, that sectors which
+// were never written are zeros in the file too: many readers, QEMU among them,
+// take the bytes and leave the bitmap alone. It reads all bitmaps.
+func (d *dynamic) Verify(ctx context.Context) error {
+	unit := int64(1) << d.shift
+	buf := make([]byte, 128*sector)
+	for off := int64(0); off < d.t.Size(); off += unit {
+		m, err := d.bits(ctx, off)
+		if err != nil {
+			return fmt.Errorf("verify vhd: %w", err)
+		}
+		if m == allSet {
+			continue
+		}
+		end := min(off+unit, d.t.Size())
+		for at := off; at < end; {
+			p := buf[:0]
+			for len(p) < len(buf) && at+int64(len(p)) < end && !set(*m, (at-off+int64(len(p)))/sector) {
+				p = buf[:min(len(p)+sector, int(end-at))]
+			}
+			if len(p) == 0 {
+				at += sector
+				continue
+			}
+			if n, err := d.t.ReadAt(ctx, p, at); n < len(p) {
+				return fmt.Errorf("verify vhd: read guest bytes at %#x: %w", at, err)
+			}
+			if !codec.Empty(p) {
+				block := off / d.t.Block()
+				return fmt.Errorf("verify vhd: %w", codec.Unsupportedf("block %d at %#x: its bitmap says that the sectors at %#x of the disk were never written, but they hold data: readers disagree on them",
+					block, d.t.Offset(block), at))
+			}
+			at += int64(len(p))
+		}
+	}
+	return nil
 }
 
 // whole reports whether all bits are set of the sectors that n bytes touch.

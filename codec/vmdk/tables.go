@@ -25,6 +25,7 @@ type loader struct {
 	h      *header
 	size   int64 // of the disk, bytes
 	footer int64 // where its marker begins, or -1
+	whole  bool  // claim compressed grains whole: a read for each
 }
 
 // tableAt is a grain table that the file holds.
@@ -68,7 +69,7 @@ func (l *loader) load(ctx context.Context, dir uint64, what string) (*codec.Tabl
 	if err := l.claim(t, off, what); err != nil {
 		return nil, err
 	}
-	if err := l.read(ctx, tables, func(a tableAt, b []byte) error { return l.set(t, a, b) }); err != nil {
+	if err := l.read(ctx, tables, func(a tableAt, b []byte) error { return l.set(ctx, t, a, b) }); err != nil {
 		return nil, err
 	}
 	if err := t.Seal(); err != nil {
@@ -140,7 +141,7 @@ func (l *loader) read(ctx context.Context, tables []tableAt, each func(tableAt, 
 var noGrains [4 * maxTable]byte
 
 // set puts the entries of one grain table.
-func (l *loader) set(t *codec.Table, a tableAt, b []byte) error {
+func (l *loader) set(ctx context.Context, t *codec.Table, a tableAt, b []byte) error {
 	if err := t.Claim(a.off, int64(len(b)), "grain table"); err != nil {
 		return err
 	}
@@ -153,14 +154,14 @@ func (l *loader) set(t *codec.Table, a tableAt, b []byte) error {
 		if e == 0 || e == 1 && l.h.flags&flagZeroGrain != 0 {
 			continue
 		}
-		if err := l.setGrain(t, i, e); err != nil {
+		if err := l.setGrain(ctx, t, i, e); err != nil {
 			return fmt.Errorf("grain table at %#x, entry %d: %w", a.off, i-first, err)
 		}
 	}
 	return nil
 }
 
-func (l *loader) setGrain(t *codec.Table, i, e int64) error {
+func (l *loader) setGrain(ctx context.Context, t *codec.Table, i, e int64) error {
 	if !l.h.compressed() {
 		return t.Set(i, e*sector)
 	}
@@ -169,6 +170,15 @@ func (l *loader) setGrain(t *codec.Table, i, e int64) error {
 	}
 	// How long a record is stands in it, and is checked when it is read.
 	n := min(sector, l.src.Size()-e*sector)
+	if l.whole && n >= recordHead {
+		b := make([]byte, recordHead)
+		if err := codec.ReadFull(ctx, l.src, b, e*sector, "grain"); err != nil {
+			return err
+		}
+		if data := int64(le.Uint32(b[8:])); data <= 2*int64(l.h.grainSize)*sector { // else it is not decoded
+			n = min(codec.Up(recordHead+data, sector), l.src.Size()-e*sector)
+		}
+	}
 	return t.SetEncoded(i, record(i, e), e*sector, n)
 }
 

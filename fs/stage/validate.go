@@ -55,9 +55,19 @@ func detect(ctx context.Context, formats []codec.Format, src codec.Source, promi
 	return nil, fmt.Errorf("%w: the name says %s, but the content is %s", codec.ErrFormat, promised, found.Name())
 }
 
+// verifier is a disk that can check more than opening does: what would cost a
+// read for every block, and what other readers would take for another disk. An
+// image in use is opened often, and imported once.
+type verifier interface {
+	// Verify returns nil, an error of the kinds that opening returns, or the
+	// source's own.
+	Verify(ctx context.Context) error
+}
+
 // Validate opens src as f and checks all that a later read relies on: the
-// tables at opening, and whatever is encoded by decoding it once. It holds a
-// few megabytes and ends within a time that follows from the file's size.
+// tables at opening, what only some readers would mind, and whatever is encoded
+// by decoding it once. It holds a few megabytes and ends within a time that
+// follows from the file's size.
 func Validate(ctx context.Context, f codec.Format, src codec.Source) (codec.Disk, error) {
 	limit := decodeBase + time.Duration(src.Size()/decodeRate)*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
@@ -68,7 +78,12 @@ func Validate(ctx context.Context, f codec.Format, src codec.Source) (codec.Disk
 		if d.Size() < 0 || d.Size() > codec.MaxSize {
 			return nil, codec.Corruptf("virtual size %d", d.Size())
 		}
-		err = decodeAll(ctx, d)
+		if v, ok := d.(verifier); ok {
+			err = v.Verify(ctx)
+		}
+		if err == nil {
+			err = decodeAll(ctx, d)
+		}
 	}
 	if err != nil && context.Cause(ctx) != nil && errors.Is(err, ctx.Err()) {
 		err = context.Cause(ctx)
@@ -122,8 +137,9 @@ func decodeAll(ctx context.Context, d codec.Disk) error {
 		return nil
 	}()
 	wg.Wait()
-	if err == nil {
-		err = context.Cause(ctx)
+	// What a worker found ends the walk as well, which then says only that.
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
 	}
 	return err
 }
