@@ -27,6 +27,7 @@ var (
 	_ fs.NodeOpener        = (*staged)(nil)
 	_ fs.NodeGetattrer     = (*staged)(nil)
 	_ fs.NodeSetattrer     = (*staged)(nil)
+	_ fs.NodeAllocater     = (*staged)(nil)
 	_ fs.NodeGetxattrer    = (*staged)(nil)
 	_ fs.NodeSetxattrer    = (*staged)(nil)
 	_ fs.NodeListxattrer   = (*staged)(nil)
@@ -36,7 +37,6 @@ var (
 	_ fs.FileFlusher       = (*stagedHandle)(nil)
 	_ fs.FileReleaser      = (*stagedHandle)(nil)
 	_ fs.FileFsyncer       = (*stagedHandle)(nil)
-	_ fs.FileAllocater     = (*stagedHandle)(nil)
 	_ fs.FileLseeker       = (*stagedHandle)(nil)
 )
 
@@ -157,6 +157,14 @@ func (n *staged) Removexattr(_ context.Context, name string) syscall.Errno {
 		return syscall.ENODATA
 	}
 	return 0
+}
+
+// Allocate implements [fs.NodeAllocater], which is asked before the handle.
+func (n *staged) Allocate(ctx context.Context, h fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
+	if sh, ok := h.(*stagedHandle); ok {
+		return sh.Allocate(ctx, off, size, mode)
+	}
+	return syscall.EBADF
 }
 
 // stagedHandle is an open staged file. Its operations do not end with the

@@ -79,13 +79,17 @@ func (f *spoolFlags) open(ctx context.Context, s *session, log *slog.Logger, pro
 	if err != nil {
 		return nil, err
 	}
-	return stage.Open(ctx, stage.Config{
+	spool, err := stage.Open(ctx, stage.Config{
 		Dir: dir, Importer: im, Catalog: s.cat, Exts: all.Extensions, WriteBack: f.writeBack, Log: log,
 		Report: func(op, path string, err error) {
 			log.Error(op+" failed", "path", path, "err", err)
 			problems.Record(op, path, err)
 		},
 	})
+	if err != nil {
+		return nil, fmt.Errorf("%w (choose another folder with --spool, or mount with --read-only)", err)
+	}
+	return spool, nil
 }
 
 // close waits until what was copied in is stored, as long as it may.

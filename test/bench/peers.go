@@ -55,6 +55,15 @@ func serveLoopback(dir, mnt string) error {
 	return nil
 }
 
+// dataOf is what a file holds beside its holes, in bytes.
+func dataOf(file string) (int64, error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat(file, &st); err != nil {
+		return 0, err
+	}
+	return st.Blocks * 512, nil
+}
+
 func raiseReadAhead(mnt string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
