@@ -226,6 +226,9 @@ func (s *session) checkImage(ctx context.Context, name string, full bool) *check
 	}
 	for _, d := range im.Disks {
 		cd := checkDisk{Number: d.Number, Format: d.Format, Object: d.Object.Key, Size: d.Object.Size, Status: statusOK}
+		if cd.Object == "" {
+			cd.Object = entryKey(im, d.Number)
+		}
 		err := s.checkDisk(ctx, d, full)
 		var bad damage
 		switch {
@@ -244,6 +247,18 @@ func (s *session) checkImage(ctx context.Context, name string, full bool) *check
 		out.Disks = append(out.Disks, cd)
 	}
 	return out
+}
+
+// entryKey is the key of an object that is missing, as the entry says it.
+func entryKey(im *catalog.Image, number int) string {
+	if e, err := catalog.ParseEntry(im.JSON); err == nil {
+		for _, d := range e.Disks {
+			if d.Number == number {
+				return d.Key
+			}
+		}
+	}
+	return ""
 }
 
 // add counts an image and prints it.

@@ -46,7 +46,8 @@ exact; every other file is stored as it is.
 
 With --json, standard output gets one JSON object per line: event (fetching,
 checking, encoding, storing, progress, done, error), source, image, disk,
-format, bytes, total, sha256 (of the source), error.
+format, bytes, total, sha256 (of the source; not of one that is nearly all
+holes), error.
 
 Example: imagefs import --name centos7 s3://images/prod ./centos7.qcow2
          curl -s https://example.org/d.raw.xz | xz -d | imagefs import --name d --disk-format raw ./store -
@@ -268,6 +269,9 @@ func (i *importing) put(ctx context.Context, in *input) error {
 	}
 	in.job.Committing = in.unchanged
 	im, err := in.checked.Import(ctx)
+	if errors.Is(err, catalog.ErrConflict) {
+		return fmt.Errorf("%w: look at what is there, and say --replace to replace it", err)
+	}
 	if changed := in.unchanged(); err != nil && changed != nil {
 		return changed
 	}

@@ -23,7 +23,7 @@ type event struct {
 	Format string `json:"format,omitempty"` // of the source
 	Bytes  int64  `json:"bytes,omitempty"`  // of the source; of a progress those that are done
 	Total  int64  `json:"total,omitempty"`  // of a progress, when it is known
-	SHA256 string `json:"sha256,omitempty"` // of the source
+	SHA256 string `json:"sha256,omitempty"` // of the source; none of a raw disk that is nearly all holes
 	Error  string `json:"error,omitempty"`
 }
 
@@ -69,7 +69,11 @@ func (r *reporter) event(name string, e event) {
 	}
 	if name == "done" {
 		r.clear()
-		fmt.Fprintf(r.lines, "imported %q: disk %d of image %q, %s, %s, SHA-256 %s\n", e.Source, *e.Disk, e.Image, e.Format, iec(e.Bytes), e.SHA256)
+		line := fmt.Sprintf("imported %q: disk %d of image %q, %s, %s", e.Source, *e.Disk, e.Image, e.Format, iec(e.Bytes))
+		if e.SHA256 != "" {
+			line += ", SHA-256 " + e.SHA256
+		}
+		fmt.Fprintln(r.lines, line)
 		return
 	}
 	line := name + " " + strconv.Quote(e.Source)

@@ -160,11 +160,12 @@ func (im *Importer) commit(ctx context.Context, c *checked) (*catalog.Image, err
 	}
 	d.Key, d.Size, d.VirtualSize = o.Key, o.Size, c.disk.Size()
 	d.Modified, d.Declared = c.Modified.UTC(), c.Declared
-	if c.Committing != nil {
-		if err := c.Committing(); err != nil {
-			_ = im.store.Delete(context.WithoutCancel(ctx), o.Key) // as below
-			return nil, fmt.Errorf("commit disk %d of %q: %w", c.Number, c.Image, err)
-		}
+	if err = ctx.Err(); err == nil && c.Committing != nil {
+		err = c.Committing()
+	}
+	if err != nil {
+		_ = im.store.Delete(context.WithoutCancel(ctx), o.Key) // as below
+		return nil, fmt.Errorf("commit disk %d of %q: %w", c.Number, c.Image, err)
 	}
 	img, err := im.cat.PutDisk(ctx, c.Image, c.Number, d, c.Base)
 	if err == nil {
