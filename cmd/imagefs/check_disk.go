@@ -41,6 +41,9 @@ func (s *session) checkDisk(ctx context.Context, d catalog.Disk, full bool) erro
 	if err == nil && full {
 		err = s.checkBytes(ctx, f, src, disk, d)
 	}
+	if errors.Is(err, stage.ErrSlow) {
+		return err // it may be the way to the store
+	}
 	for _, kind := range []error{codec.ErrCorrupt, codec.ErrFormat, codec.ErrUnsupported, codec.ErrTooLarge, fs.ErrNotExist} {
 		if errors.Is(err, kind) {
 			return damage{err}

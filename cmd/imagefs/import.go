@@ -47,7 +47,7 @@ exact; every other file is stored as it is.
 With --json, standard output gets one JSON object per line: event (fetching,
 checking, encoding, storing, progress, done, error), source, image, disk,
 format, bytes, total, sha256 (of the source; not of one that is nearly all
-holes), error.
+holes), error. Ends with code 5 if a source is refused, 4 if one is not there.
 
 Example: imagefs import --name centos7 s3://images/prod ./centos7.qcow2
          curl -s https://example.org/d.raw.xz | xz -d | imagefs import --name d --disk-format raw ./store -
@@ -84,7 +84,9 @@ type importing struct {
 }
 
 // run imports what the arguments name.
-func (f *importFlags) run(ctx context.Context, storeName string, args []string) error {
+func (f *importFlags) run(ctx context.Context, storeName string, args []string) (err error) {
+	report := newReporter(f.quiet, f.json)
+	defer func() { report.failed(event{}, err) }() // what nobody told of yet
 	sources, err := f.sources(args)
 	if err != nil {
 		return err
@@ -108,7 +110,7 @@ func (f *importFlags) run(ctx context.Context, storeName string, args []string) 
 	}
 	i := &importing{
 		importFlags: f, session: s, im: im, name: name,
-		scratch: newScratch(root), report: newReporter(f.quiet, f.json),
+		scratch: newScratch(root), report: report,
 	}
 	defer i.close()
 	for n, src := range sources {

@@ -71,8 +71,11 @@ func TestImportCommandLine(t *testing.T) {
 		{[]string{"--disk", "255", w.store, disk, disk}, "--disk 255"},
 		{[]string{w.store, "http://h.example/?secret"}, "--name"},
 	} {
-		r := run(t, append([]string{"import"}, tc.args...)...)
+		r := run(t, append([]string{"import", "--json"}, tc.args...)...)
 		r.want(t, exitUsage, tc.word)
+		if list := r.events(t); len(tc.args) > 1 && (len(list) != 1 || list[0].Event != "error" || !strings.Contains(r.err, list[0].Error)) {
+			t.Errorf("%q: events %+v, message %s", tc.args, list, r.err)
+		}
 	}
 	if got := w.objects(t); len(got) > 0 {
 		t.Errorf("stored: %q", got)

@@ -39,6 +39,7 @@ type reporter struct {
 
 	mu    sync.Mutex
 	last  time.Time // guarded by mu; of an event of progress
+	over  bool      // guarded by mu; an error was told
 	moves bool      // guarded by mu; the terminal's line is one that moves
 }
 
@@ -89,11 +90,12 @@ func (r *reporter) event(name string, e event) {
 	r.moves = true
 }
 
-// failed tells of an error that ends the import. People get it from main.
+// failed tells of the error that ends the import, once. People get it from main.
 func (r *reporter) failed(e event, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.json != nil {
+	if r.json != nil && err != nil && !r.over {
+		r.over = true
 		e.Event, e.Error = "error", err.Error()
 		r.json.Encode(e)
 	}

@@ -12,6 +12,10 @@ import (
 	"imagefs/codec"
 )
 
+// ErrSlow says that a check took too long: the image is made to do that, or its
+// bytes come too slowly.
+var ErrSlow = errors.New("too slow")
+
 // Decoding is given a second for every megabyte of the file and a minute
 // besides: far more than any honest image takes.
 const (
@@ -71,7 +75,7 @@ type verifier interface {
 func Validate(ctx context.Context, f codec.Format, src codec.Source) (codec.Disk, error) {
 	limit := decodeBase + time.Duration(src.Size()/decodeRate)*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
-		codec.Unsupportedf("checking the image takes more than %v for its %d bytes", limit, src.Size()))
+		fmt.Errorf("%w: %w", ErrSlow, codec.Unsupportedf("checking the image takes more than %v for its %d bytes", limit, src.Size())))
 	defer cancel()
 	d, err := f.Open(ctx, src)
 	if err == nil {
