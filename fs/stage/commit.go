@@ -84,6 +84,7 @@ func (f *File) seal(ctx context.Context, c *checked) error {
 	f.rec.State, f.rec.Error = Sealed, ""
 	f.done, f.total = 0, c.Size
 	err := f.rec.save(f.dir, back)
+	f.good = c
 	f.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("staged file: %w", bare(err))
@@ -214,6 +215,7 @@ func (f *File) rewrite() error {
 		f.rec.Replace = true
 		f.s.remember(f)
 	}
+	f.good = nil
 	f.rec.State, f.rec.Error = Writing, ""
 	if err := f.rec.save(f.dir, false); err != nil {
 		return fmt.Errorf("staged file: %w", bare(err))

@@ -279,14 +279,27 @@ func (f *File) resume(ctx context.Context) error {
 	if rec.State != Sealed && rec.State != Uploading {
 		return nil
 	}
-	job, err := f.job()
-	if err == nil {
-		var c *checked
-		if c, err = f.s.im.check(ctx, job); err == nil {
-			return f.store(ctx, c)
-		}
+	c, err := f.checked(ctx)
+	if err != nil {
+		return f.fail("resume", err)
 	}
-	return f.fail("resume", err)
+	return f.store(ctx, c)
+}
+
+// checked is the file as it was found good, by this process or now. io is held.
+func (f *File) checked(ctx context.Context) (*checked, error) {
+	job, err := f.job()
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	c := f.good
+	f.mu.Unlock()
+	if c != nil && c.Target == job.Target && c.Size == job.Size {
+		c.Job = job
+		return c, nil
+	}
+	return f.s.im.check(ctx, job)
 }
 
 // named reports whether the catalog shows the object of a file under its name.

@@ -274,8 +274,16 @@ func TestRefusedFilesLeaveNothing(t *testing.T) {
 func TestNamesThatCannotBecomeDisks(t *testing.T) {
 	e := newEnv(t, mem.New())
 	for _, p := range [][2]string{
-		{"web", "notes.txt"}, {"web", "disk.raw"}, {"web", "disk00.raw"}, {"web", "disk-1.raw"}, {"web", "disk256.raw"},
-		{"web", "image.json"}, {"", "web"}, {"", "web.txt"}, {"", "x\x01.raw"}, {"web", "disk0.sparse.vmdk"},
+		{"web", "notes.txt"},
+		{"web", "disk.raw"},
+		{"web", "disk00.raw"},
+		{"web", "disk-1.raw"},
+		{"web", "disk256.raw"},
+		{"web", "image.json"},
+		{"", "web"},
+		{"", "web.txt"},
+		{"", "x\x01.raw"},
+		{"web", "disk0.sparse.vmdk"},
 	} {
 		if _, err := e.spool.Create(p[0], p[1]); !errors.Is(err, stage.ErrName) {
 			t.Errorf("create %q: %v", p, err)
