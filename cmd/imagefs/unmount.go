@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"imagefs/fs"
 )
@@ -48,58 +49,67 @@ Example: imagefs unmount /mnt/imagefs
 		if err != nil {
 			return err
 		}
-		pid, err := daemonOf(path)
+		daemon, err := daemonOf(path)
 		if err != nil {
 			return err
 		}
+		defer daemon.Close()
 		if err := fs.Unmount(path, lazy); err != nil {
 			return fmt.Errorf("unmount %q: %w", path, err)
 		}
-		if lazy || pid == 0 {
+		if lazy || daemon == nil {
 			return nil
 		}
-		return waitFor(ctx, pid, time.Second, func() {
+		return waitFor(ctx, daemon, time.Second, func() {
 			fmt.Fprintln(os.Stderr, "imagefs: waiting until what was copied in is stored")
 		})
 	}
 	return c
 }
 
-// daemonOf returns the process that serves a mount, 0 if it is dead.
-func daemonOf(path string) (int, error) {
+// daemonOf returns the process that serves a mount, as a descriptor of it; nil
+// if it is dead.
+func daemonOf(path string) (*os.File, error) {
 	b, err := os.ReadFile(filepath.Join(path, ".imagefs", "config"))
 	if errors.Is(err, syscall.ENOTCONN) {
-		return 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%q is not a mount of imagefs: %w", path, err)
+		return nil, fmt.Errorf("%q is not a mount of imagefs: %w", path, err)
 	}
 	var config struct {
-		Mountpoint string `json:"mountpoint"`
-		PID        int    `json:"pid"`
+		PID int `json:"pid"`
 	}
 	if err := json.Unmarshal(b, &config); err != nil || config.PID <= 0 {
-		return 0, fmt.Errorf("%q is not a mount of imagefs: %q says no process", path, ".imagefs/config")
+		return nil, fmt.Errorf("%q is not a mount of imagefs: its .imagefs/config names no process", path)
 	}
-	return config.PID, nil
+	fd, err := unix.PidfdOpen(config.PID, 0)
+	if errors.Is(err, syscall.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at process %d: %w", config.PID, err)
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
 // waitFor returns when a process has ended. slow is called once if that takes
 // longer than patience.
-func waitFor(ctx context.Context, pid int, patience time.Duration, slow func()) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	late := time.After(patience)
+func waitFor(ctx context.Context, process *os.File, patience time.Duration, slow func()) error {
+	late := time.Now().Add(patience)
 	for {
-		if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
+		fds := []unix.PollFd{{Fd: int32(process.Fd()), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 100) // milliseconds
+		switch {
+		case n > 0:
 			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-late:
+		case err != nil && err != unix.EINTR:
+			return fmt.Errorf("wait for the daemon: %w", err)
+		case ctx.Err() != nil:
+			return fmt.Errorf("the daemon still stores what was copied in, and goes on: %w", ctx.Err())
+		case slow != nil && time.Now().After(late):
 			slow()
-		case <-ctx.Done():
-			return fmt.Errorf("process %d still stores what was copied in; it goes on: %w", pid, ctx.Err())
+			slow = nil
 		}
 	}
 }
