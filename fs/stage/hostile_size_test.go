@@ -139,13 +139,13 @@ func TestHugeDisks(t *testing.T) {
 	}{
 		{"qcow2, 128 TiB", "qcow2", "128T", nil},
 		{"qcow2, 128 TiB in clusters of 2 MiB", "qcow2", "128T", []string{"-o", "cluster_size=2M"}},
-		{"qcow2, 128 GiB in clusters of 512 bytes", "qcow2", "128G", []string{"-o", "cluster_size=512"}},
+		{"qcow2, 16 GiB in clusters of 512 bytes", "qcow2", "16G", []string{"-o", "cluster_size=512"}},
 		{"vmdk, 2 TiB", "vmdk", "2T", nil},
 		{"vmdk stream, 2 TiB", "vmdk", "2T", []string{"-o", "subformat=streamOptimized"}},
 		{"vdi, 4 TiB", "vdi", "4T", nil},
 		{"vhd, 2040 GiB", "vhd", "2040G", []string{"-o", "force_size=on"}},
 		{"vhdx, 64 TiB", "vhdx", "64T", nil},
-		{"vhdx, 64 TiB in blocks of 1 MiB", "vhdx", "64T", []string{"-o", "block_size=1M"}},
+		{"vhdx, 16 TiB in blocks of 1 MiB", "vhdx", "16T", []string{"-o", "block_size=1M"}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk")
