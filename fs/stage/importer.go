@@ -204,7 +204,14 @@ func (im *Importer) put(ctx context.Context, c *checked) (o remote.Object, d cat
 	if err != nil {
 		return o, d, fmt.Errorf("encode in %q: %w", filepath.Dir(f.Name()), err)
 	}
+	// Read back while it is sent: it counts for nothing before the commit.
+	good := make(chan error, 1)
+	go func() { good <- verify(ctx, &local{f, size}, c.src) }()
 	o, d.SHA256, err = im.upload(ctx, c.Job, d.Format, f, size)
+	if verr := <-good; verr != nil && err == nil {
+		_ = im.store.Delete(context.WithoutCancel(ctx), o.Key)
+		err = verr
+	}
 	return o, d, err
 }
 

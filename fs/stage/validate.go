@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"runtime"
 	"sync"
 	"time"
@@ -102,21 +103,46 @@ func decodeAll(ctx context.Context, d codec.Disk) error {
 	if !ok || c.Unit() == 0 {
 		return nil
 	}
+	return eachPiece(ctx, d, func(ctx context.Context, buf []byte, e codec.Extent) error {
+		if e.Zero {
+			return nil
+		}
+		if n, err := d.ReadAt(ctx, buf[:e.Len], e.Off); int64(n) < e.Len {
+			return fmt.Errorf("guest bytes at %d: %w", e.Off, unexpected(err))
+		}
+		return nil
+	})
+}
+
+// unexpected is what a short read without an error of its own is.
+func unexpected(err error) error {
+	if err == nil || err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// mapped is what eachPiece walks along.
+type mapped interface {
+	Size() int64
+	Extents(ctx context.Context, off, n int64) iter.Seq2[codec.Extent, error]
+}
+
+// eachPiece calls fn for the whole of d, on every processor at once: for data in
+// pieces of at most decodePiece bytes, cut at their multiples so that no block
+// is in two, and for holes whole. buf has room for two pieces. The first error
+// ends it.
+func eachPiece(ctx context.Context, d mapped, fn func(ctx context.Context, buf []byte, e codec.Extent) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	type piece struct{ off, n int64 }
-	work := make(chan piece)
+	work := make(chan codec.Extent)
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			buf := make([]byte, decodePiece)
-			for p := range work {
-				n, err := d.ReadAt(ctx, buf[:p.n], p.off)
-				if int64(n) < p.n {
-					if err == nil || err == io.EOF {
-						err = io.ErrUnexpectedEOF
-					}
-					cancel(fmt.Errorf("guest bytes at %d: %w", p.off, err))
+			buf := make([]byte, 2*decodePiece)
+			for e := range work {
+				if err := fn(ctx, buf, e); err != nil {
+					cancel(err)
 				}
 			}
 		})
@@ -127,15 +153,15 @@ func decodeAll(ctx context.Context, d codec.Disk) error {
 			if err != nil {
 				return err
 			}
-			for off := e.Off; !e.Zero && off < e.Off+e.Len; {
-				// Whole blocks, so that none is decoded twice.
-				end := min(off-off%decodePiece+decodePiece, e.Off+e.Len)
+			for end := e.Off + e.Len; e.Off < end; e.Off += e.Len {
+				if e.Len = end - e.Off; !e.Zero {
+					e.Len = min(e.Len, decodePiece-e.Off%decodePiece)
+				}
 				select {
-				case work <- piece{off, end - off}:
+				case work <- e:
 				case <-ctx.Done():
 					return context.Cause(ctx)
 				}
-				off = end
 			}
 		}
 		return nil
