@@ -171,18 +171,10 @@ func (t *tree) lookupShort(ctx context.Context, name string) (child, error) {
 		return child{}, err
 	}
 	cd, ok := im.Disk(0)
-	if !ok || imported(cd) != target.Format {
+	if !ok || cd.Imported() != target.Format {
 		return child{}, errNoEntry
 	}
 	return t.lookupDisk(ctx, im, 0, target.Format)
-}
-
-// imported is the format that a disk was copied in as.
-func imported(d catalog.Disk) string {
-	if d.Original != nil {
-		return d.Original.Format
-	}
-	return d.Format
 }
 
 // images/NAME/

@@ -240,7 +240,7 @@ func (d *dir) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall.Errn
 func (n *file) replace(ctx context.Context, flags uint32) syscall.Errno {
 	s := n.t.cfg.Spool
 	truncates := flags&syscall.O_TRUNC != 0
-	if s == nil || !truncates && (flags&syscall.O_ACCMODE == syscall.O_RDWR || n.view.Name() != imported(n.disk)) {
+	if s == nil || !truncates && (flags&syscall.O_ACCMODE == syscall.O_RDWR || n.view.Name() != n.disk.Imported()) {
 		return syscall.EROFS
 	}
 	name := fmt.Sprintf("disk%d.%s", n.disk.Number, n.view.Name())
@@ -275,7 +275,7 @@ func (n *file) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn,
 	if _, ok := in.GetSize(); ok {
 		return syscall.EPERM
 	}
-	if mtime, ok := in.GetMTime(); ok && n.view.Name() == imported(n.disk) && !mtime.Equal(n.mtime()) {
+	if mtime, ok := in.GetMTime(); ok && n.view.Name() == n.disk.Imported() && !mtime.Equal(n.mtime()) {
 		if err := n.t.cat.Touch(ctx, n.im.Name, n.disk.Number, mtime); err != nil {
 			return n.t.fail("utimens", n.path(), err)
 		}

@@ -115,7 +115,7 @@ func TestImportOfFiles(t *testing.T) {
 		}
 	}
 	im := parse[showImage](t, run(t, "show", "--json", w.store, "web"))
-	if len(im.Disks) != 2 || im.Disks[0].Format != "qcow2" || im.Disks[1].SHA256 != hash(vdi) || im.Status != "active" {
+	if len(im.Disks) != 2 || im.Disks[0].Format != "raw" || im.Disks[0].Stored != "qcow2" || im.Disks[1].SHA256 != hash(vdi) || im.Status != "active" {
 		t.Errorf("image: %+v", im)
 	}
 	stored, err := os.ReadFile(filepath.Join(w.store, im.Disks[1].Object))

@@ -110,8 +110,8 @@ func (s *session) row(ctx context.Context, im *catalog.Image, open bool) lsRow {
 	known := im.Err == nil
 	for _, d := range im.Disks {
 		r.Size += d.Object.Size
-		if !strings.Contains(","+r.DiskFormat+",", ","+d.Format+",") {
-			r.DiskFormat = strings.TrimPrefix(r.DiskFormat+","+d.Format, ",")
+		if !strings.Contains(","+r.DiskFormat+",", ","+d.Imported()+",") {
+			r.DiskFormat = strings.TrimPrefix(r.DiskFormat+","+d.Imported(), ",")
 		}
 		size := d.VirtualSize
 		if size == 0 && d.Format == "raw" {

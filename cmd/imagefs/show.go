@@ -31,7 +31,11 @@ type showImage struct {
 
 type showDisk struct {
 	Number      int        `json:"number"`
-	Format      string     `json:"disk_format"`
+	Format      string     `json:"disk_format"` // it was copied in as
+	Stored      string     `json:"stored_as"`   // format of the object
+	Original    string     `json:"original_sha256,omitempty"`
+	Declared    bool       `json:"declared,omitempty"`
+	Modified    time.Time  `json:"modified,omitzero"`
 	Object      string     `json:"object"`
 	ETag        string     `json:"etag"`
 	SHA256      string     `json:"sha256,omitempty"`
@@ -46,7 +50,7 @@ type showDisk struct {
 type showFile struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size,omitempty"`
-	Stored bool   `json:"stored,omitempty"` // the stored bytes, not a view
+	Stored bool   `json:"stored,omitempty"` // what was copied in, not a view
 	Hidden string `json:"not_shown,omitempty"`
 }
 
@@ -101,8 +105,12 @@ func (s *session) show(ctx context.Context, im *catalog.Image) *showImage {
 	}
 	for _, d := range im.Disks {
 		sd := showDisk{
-			Number: d.Number, Format: d.Format, Object: d.Object.Key, ETag: d.Object.ETag,
+			Number: d.Number, Format: d.Imported(), Stored: d.Format, Declared: d.Declared,
+			Modified: d.Modified, Object: d.Object.Key, ETag: d.Object.ETag,
 			SHA256: d.SHA256, Size: d.Object.Size, VirtualSize: d.VirtualSize,
+		}
+		if d.Original != nil {
+			sd.Original = d.Original.SHA256
 		}
 		if im.Err == nil {
 			if err := s.showDisk(ctx, im, d, &sd); err != nil {
@@ -161,7 +169,16 @@ func (im *showImage) print() error {
 	}
 	for _, d := range im.Disks {
 		fmt.Fprintln(w) // ends the columns: each disk has its own
-		row(fmt.Sprintf("Disk %d", d.Number), fmt.Sprintf("%s, %s", d.Object, d.Format))
+		row(fmt.Sprintf("Disk %d", d.Number), fmt.Sprintf("%s, %s", d.Object, d.Stored))
+		if d.Format != d.Stored {
+			row("  Copied in as", d.Format)
+		}
+		if d.Declared {
+			row("  Declared", "its content was not looked at")
+		}
+		if !d.Modified.IsZero() {
+			row("  Modified", d.Modified.UTC().Format(time.RFC3339))
+		}
 		row("  Size", fmt.Sprintf("%s (%d)", iec(d.Size), d.Size))
 		if d.VirtualSize > 0 || d.Files != nil {
 			row("  Virtual Size", fmt.Sprintf("%s (%d)", iec(d.VirtualSize), d.VirtualSize))
@@ -171,6 +188,7 @@ func (im *showImage) print() error {
 		}
 		row("  ETag", d.ETag)
 		row("  SHA-256", d.SHA256)
+		row("  SHA-256 of "+d.Format, d.Original)
 		for _, n := range d.Notes {
 			row("  Note", n)
 		}
@@ -180,7 +198,7 @@ func (im *showImage) print() error {
 			case f.Hidden != "":
 				row("  "+f.Name, "not shown: "+f.Hidden)
 			case f.Stored:
-				row("  "+f.Name, fmt.Sprintf("%d bytes, as stored", f.Size))
+				row("  "+f.Name, fmt.Sprintf("%d bytes, as it was copied in", f.Size))
 			default:
 				row("  "+f.Name, fmt.Sprintf("%d bytes", f.Size))
 			}

@@ -38,6 +38,15 @@ type Disk struct {
 	Declared bool      // the format was said on purpose; content was not probed
 }
 
+// Imported is the format that the disk was copied in as, and is shown in
+// byte for byte.
+func (d Disk) Imported() string {
+	if d.Original != nil {
+		return d.Original.Format
+	}
+	return d.Format
+}
+
 // Disk returns the disk with a number.
 func (im *Image) Disk(n int) (Disk, bool) {
 	i, ok := slices.BinarySearchFunc(im.Disks, n, func(d Disk, n int) int { return d.Number - n })
