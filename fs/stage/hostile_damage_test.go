@@ -30,13 +30,18 @@ func findMeta(a, b []byte) *places {
 		if codec.Empty(x) {
 			return 'z'
 		}
-		same := 0
+		// The zeros of half a sector of data say nothing, and of an entry of a
+		// table the half may differ.
+		same, used := 0, 0
 		for i := range x {
-			if off+i < len(b) && x[i] == b[off+i] {
-				same++
+			if x[i] != 0 {
+				used++
+				if off+i < len(b) && x[i] == b[off+i] {
+					same++
+				}
 			}
 		}
-		if 2*same >= len(x) {
+		if 6*same >= used {
 			return 'm'
 		}
 		return 'd'
