@@ -305,11 +305,11 @@ func TestXattrs(t *testing.T) {
 	}
 }
 
-// TestReadOnly tries all that would change something. The kernel and programs
+// TestReadOnly tries, on a mount that is only read, all that would change something. The kernel and programs
 // know EROFS; VirtualBox falls back to read-only on it.
 func TestReadOnly(t *testing.T) {
 	store, _ := smallStore(t)
-	m := Mount(t, store)
+	m := Mount(t, store, "--read-only")
 	path := m.Path("images", "disk", "disk0.qcow2")
 	open := func(path string, flags int) error {
 		f, err := os.OpenFile(path, flags, 0o644)
@@ -371,7 +371,7 @@ func TestStatsKeys(t *testing.T) {
 
 func TestStatfs(t *testing.T) {
 	store, _ := smallStore(t)
-	m := Mount(t, store)
+	m := Mount(t, store, "--read-only")
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(m.Dir, &st); err != nil {
 		t.Fatal(err)

@@ -55,7 +55,8 @@ func MountEnv(t testing.TB, env []string, store string, flags ...string) *Mounte
 	args := append([]string{"mount", "-f"}, flags...)
 	m.cmd = exec.Command(program(t, buildImagefs), append(args, store, m.Dir)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.Log, m.Log
-	m.cmd.Env = append(os.Environ(), env...)
+	// A spool of its own, unless the test says which.
+	m.cmd.Env = append(append(os.Environ(), "XDG_STATE_HOME="+t.TempDir()), env...)
 	if err := start(m.cmd, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
