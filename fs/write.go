@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +20,8 @@ import (
 var (
 	_ fs.NodeFsyncer       = (*dir)(nil)
 	_ fs.NodeSetattrer     = (*dir)(nil)
+	_ fs.NodeSetxattrer    = (*dir)(nil)
+	_ fs.NodeRemovexattrer = (*dir)(nil)
 	_ fs.NodeSetattrer     = (*file)(nil)
 	_ fs.NodeSetxattrer    = (*file)(nil)
 	_ fs.NodeRemovexattrer = (*file)(nil)
@@ -219,6 +222,23 @@ func (d *dir) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, 
 		return syscall.EISDIR
 	}
 	return d.Getattr(ctx, h, out)
+}
+
+// Setxattr accepts what copying programs set, but for access lists, in whose
+// place they then set the mode, and keeps nothing.
+func (d *dir) Setxattr(_ context.Context, name string, _ []byte, _ uint32) syscall.Errno {
+	if _, _, e := d.spool(); e != 0 {
+		return e
+	}
+	if strings.HasPrefix(name, "system.") {
+		return syscall.EOPNOTSUPP
+	}
+	return 0
+}
+
+// Removexattr accepts what Setxattr does.
+func (d *dir) Removexattr(ctx context.Context, name string) syscall.Errno {
+	return d.Setxattr(ctx, name, nil, 0)
 }
 
 // Fsync of a folder commits what waits in it for a quiet period.
