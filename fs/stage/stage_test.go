@@ -357,6 +357,32 @@ func TestQuietCommitsWhatIsReadAndWritten(t *testing.T) {
 	}
 }
 
+func TestFsyncOfTheFolderCommits(t *testing.T) {
+	e := newEnv(t, mem.New(), func(c *stage.Config) { c.Quiet = time.Hour })
+	b := image(t, "qcow2", codectest.Scattered(4<<20, 10, 1))
+	for name, data := range map[string][]byte{"disk0.qcow2": b, "disk1.qcow2": b[:5000]} {
+		f, err := e.spool.Create("vm", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := e.reopen(f, os.O_RDWR)
+		fill(t, h, data)
+		h.Release()
+	}
+	if err := e.spool.CommitQuiet(t.Context(), "other"); err != nil || e.cat.Has("vm") {
+		t.Errorf("fsync of another folder: %v, committed: %v", err, e.cat.Has("vm"))
+	}
+	if err := e.spool.CommitQuiet(t.Context(), "vm"); !errors.Is(err, stage.ErrRefused) {
+		t.Errorf("fsync of a folder with a bad file: %v", err)
+	}
+	if got, _ := e.object("vm", 0); !bytes.Equal(got, b) {
+		t.Error("the good one differs")
+	}
+	if names := e.spool.List("vm"); !slices.Equal(names, []string{"disk1.qcow2"}) {
+		t.Errorf("shown: %q", names)
+	}
+}
+
 // wait polls until done says so.
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
