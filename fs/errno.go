@@ -28,6 +28,7 @@ var errnos = []struct {
 	{stage.ErrBusy, syscall.EBUSY},
 	{stage.ErrName, syscall.EINVAL},
 	{remote.ErrChanged, syscall.ESTALE},
+	{stage.ErrGone, syscall.ESTALE}, // the kernel looks the name up again
 	{remote.ErrCredentials, syscall.EACCES},
 	{fs.ErrPermission, syscall.EACCES},
 	{remote.ErrNoBucket, syscall.EIO},

@@ -44,6 +44,7 @@ func TestErrno(t *testing.T) {
 		{syscall.ENOTEMPTY, syscall.ENOTEMPTY},
 		{catalog.ErrConflict, syscall.EBUSY},
 		{stage.ErrBusy, syscall.EBUSY},
+		{stage.ErrGone, syscall.ESTALE},
 		{stage.ErrName, syscall.EINVAL},
 		{fmt.Errorf("%w: %w", stage.ErrRefused, codec.ErrCorrupt), syscall.EINVAL},
 		{fmt.Errorf("%w: %w", stage.ErrRefused, codec.ErrFormat), syscall.EINVAL},

@@ -215,23 +215,28 @@ var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`,
 
 func unescape(s string) string { return octal.Replace(s) }
 
-// clearDead unmounts a mount of ours at path whose daemon is gone; anything
-// else there is left alone.
+// clearDead unmounts the mounts of ours at path whose daemons are gone;
+// anything else there is left alone.
 func clearDead(path string, log *slog.Logger) error {
-	_, err := os.Lstat(path + "/.")
-	if !errors.Is(err, syscall.ENOTCONN) {
-		return nil
-	}
-	if f := mountinfo(path); f == nil || !strings.Contains(strings.Join(f, " "), " - fuse.imagefs ") {
-		return fmt.Errorf("mount on %q: a dead mount of another file system is there: unmount it first", path)
-	}
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
-		if err := fusermount(path, true); err != nil {
-			return fmt.Errorf("clear the dead mount on %q: %w", path, err)
+	for dead(path) {
+		if f := mountinfo(path); f == nil || !strings.Contains(strings.Join(f, " "), " - fuse.imagefs ") {
+			return fmt.Errorf("mount on %q: a dead mount of another file system is there: unmount it first", path)
 		}
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			if err := fusermount(path, true); err != nil {
+				return fmt.Errorf("clear the dead mount on %q: %w", path, err)
+			}
+		}
+		log.Info("cleared a dead mount", "path", path)
 	}
-	log.Info("cleared a dead mount", "path", path)
 	return nil
+}
+
+// dead reports whether nobody serves what is mounted on path. The kernel may
+// remember the attributes of the root of a dead mount, but never its statfs.
+func dead(path string) bool {
+	var st unix.Statfs_t
+	return errors.Is(unix.Statfs(path, &st), unix.ENOTCONN)
 }
 
 // raiseReadAhead lets buffered reads arrive whole. It needs privilege; without,

@@ -51,7 +51,7 @@ func (t *tree) fail(op, path string, err error) syscall.Errno {
 	e, known := Errno(err)
 	var reported *stage.Reported
 	switch {
-	case e == syscall.ENOENT || e == syscall.EINTR || errors.As(err, &reported):
+	case e == syscall.ENOENT || e == syscall.EINTR || errors.Is(err, stage.ErrGone) || errors.As(err, &reported):
 	case !known:
 		t.log.Error("error without a number of its own", "op", op, "path", path, "err", err)
 		t.status.Record(op, path, err)

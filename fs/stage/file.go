@@ -44,6 +44,7 @@ type File struct {
 	handles int               // guarded by mu; all handles
 	gone    bool              // guarded by mu; committed: the catalog shows it
 	removed bool              // guarded by mu; nobody but its handles wants it
+	closed  bool              // guarded by mu; and there is none: its bytes are gone
 	sent    *stream           // guarded by mu; parts sent while it is written
 	tried   bool              // guarded by mu; to begin such a stream
 	quiet   *time.Timer       // guarded by mu; commits when it ends
@@ -62,12 +63,15 @@ type Attr struct {
 
 // Attr describes the file as it is now.
 func (f *File) Attr() (Attr, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return Attr{}, ErrGone
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.data.Fd()), &st); err != nil {
 		return Attr{}, fmt.Errorf("stat staged file: %w", err)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	a := f.attr
 	a.Size, a.Blocks = st.Size, st.Blocks
 	if f.base != nil && !f.copied {
@@ -222,6 +226,9 @@ func (f *File) awaken(ctx context.Context, keep bool) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.closed {
+		return ErrGone
+	}
 	f.dirty = true
 	if f.removed || f.rec.State == Writing && !f.gone {
 		return nil

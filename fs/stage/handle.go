@@ -9,6 +9,10 @@ import (
 	"time"
 )
 
+// ErrGone says that the file has left the spool: its name is to be looked up
+// again.
+var ErrGone = errors.New("the staged file is a disk by now, or was removed")
+
 // ErrBusy says that another program is writing the file.
 var ErrBusy = errors.New("the file is being written by another program")
 
@@ -26,6 +30,10 @@ func (f *File) Open(ctx context.Context, flags int) (*Handle, error) {
 	mode := flags & syscall.O_ACCMODE
 	h := &Handle{f: f, writable: mode != os.O_RDONLY, readable: mode != os.O_WRONLY}
 	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return nil, ErrGone
+	}
 	if h.writable && flags&os.O_TRUNC != 0 && f.writers > 0 {
 		f.mu.Unlock()
 		return nil, ErrBusy
@@ -173,6 +181,7 @@ func (f *File) final() bool {
 // discard removes the file's folder, when nothing of it is left in the store
 // that the folder tells of. mu is held, no handle is left.
 func (f *File) discard() {
+	f.closed = true
 	f.stopQuiet()
 	sent := f.sent
 	f.sent = nil

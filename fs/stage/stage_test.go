@@ -623,6 +623,24 @@ func TestSparseFilesStaySparse(t *testing.T) {
 	}
 }
 
+func TestGoneFilesSaySo(t *testing.T) {
+	e := newEnv(t, mem.New())
+	h := e.create("web", "disk0.raw")
+	fill(t, h, noise(1000))
+	if err := h.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f := h.File()
+	h.Release()
+	_, openErr := f.Open(t.Context(), os.O_RDONLY)
+	_, attrErr := f.Attr()
+	for what, err := range map[string]error{"open": openErr, "stat": attrErr, "truncate": f.Truncate(t.Context(), 0)} {
+		if !errors.Is(err, stage.ErrGone) {
+			t.Errorf("%s after the commit: %v", what, err)
+		}
+	}
+}
+
 func TestDrafts(t *testing.T) {
 	e := newEnv(t, mem.New())
 	if err := e.spool.Mkdir("a"); err != nil {
