@@ -71,7 +71,7 @@ func (n *staged) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32,
 	if err != nil {
 		return nil, 0, n.fail("open", err)
 	}
-	return &stagedHandle{n.t, h}, 0, 0
+	return &stagedHandle{t: n.t, h: h}, 0, 0
 }
 
 // Getattr implements [fs.NodeGetattrer].
@@ -87,6 +87,7 @@ func (n *staged) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrI
 	if size, ok := in.GetSize(); ok {
 		var err error
 		if sh, ok := h.(*stagedHandle); ok {
+			sh.w.add(ctx)
 			err = sh.h.Truncate(ctx, int64(size))
 		} else if err = n.f.Truncate(ctx, int64(size)); err == nil {
 			n.f.Quiet()
@@ -172,6 +173,7 @@ func (n *staged) Allocate(ctx context.Context, h fs.FileHandle, off, size uint64
 type stagedHandle struct {
 	t *tree
 	h *stage.Handle
+	w writers
 }
 
 func (h *stagedHandle) fail(op string, err error) syscall.Errno {
@@ -188,7 +190,8 @@ func (h *stagedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.Rea
 }
 
 // Write implements [fs.FileWriter].
-func (h *stagedHandle) Write(_ context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+func (h *stagedHandle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	h.w.add(ctx)
 	n, err := h.h.WriteAt(context.Background(), data, off)
 	if err != nil {
 		return 0, h.fail("write", err)
@@ -196,8 +199,12 @@ func (h *stagedHandle) Write(_ context.Context, data []byte, off int64) (uint32,
 	return uint32(n), 0
 }
 
-// Flush is close(2): it carries the verdict on the file.
-func (h *stagedHandle) Flush(context.Context) syscall.Errno {
+// Flush is close(2): it carries the verdict on the file, in a process that
+// wrote it.
+func (h *stagedHandle) Flush(ctx context.Context) syscall.Errno {
+	if h.w.others(ctx) {
+		return 0
+	}
 	if err := h.h.Flush(context.Background()); err != nil {
 		return h.fail("import", err)
 	}
@@ -219,10 +226,11 @@ func (h *stagedHandle) Fsync(context.Context, uint32) syscall.Errno {
 }
 
 // Allocate is fallocate(2).
-func (h *stagedHandle) Allocate(_ context.Context, off, size uint64, mode uint32) syscall.Errno {
+func (h *stagedHandle) Allocate(ctx context.Context, off, size uint64, mode uint32) syscall.Errno {
 	if off > 1<<62 || size > 1<<62 {
 		return syscall.EFBIG
 	}
+	h.w.add(ctx)
 	if err := h.h.Allocate(context.Background(), int64(off), int64(size), mode); err != nil {
 		return h.fail("fallocate", err)
 	}

@@ -113,7 +113,7 @@ func (d *dir) Create(ctx context.Context, name string, flags, mode uint32, out *
 		return nil, nil, 0, d.t.fail("create", d.path+"/"+name, err)
 	}
 	n := d.enter(ctx, c, out)
-	return n, &stagedHandle{d.t, h}, 0, 0
+	return n, &stagedHandle{t: d.t, h: h}, 0, 0
 }
 
 // Mkdir makes a draft: an image without a disk.
