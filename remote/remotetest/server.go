@@ -21,8 +21,9 @@ import (
 
 // Server is an S3 server inside the test process: path-style requests, one
 // bucket in memory, real signatures (version 4), conditional reads and writes
-// that are atomic, paged listings and multipart uploads. Its faults are
-// switched with [Server.Set]. All methods may be called concurrently.
+// that are atomic, paged listings and multipart uploads, MD5s and CRC-32Cs that
+// are compared. Its faults are switched with [Server.Set]. All methods may be
+// called concurrently.
 //
 // It refuses what careful clients avoid: payloads in signed chunks get 501.
 type Server struct {
@@ -49,6 +50,7 @@ type Server struct {
 type stored struct {
 	data []byte
 	etag string // without quotes
+	crc  string // CRC-32C as headers have it, "" if none was sent
 	time time.Time
 	meta http.Header // Content-Type and x-amz-meta-*
 }
@@ -92,11 +94,16 @@ type Faults struct {
 	NoConditions  bool // conditional writes get 501
 	OpaqueETags   bool // ETags of parts are not MD5s, as those of encrypted ones
 	IgnoreMD5     bool // Content-MD5 is not compared
+	IgnoreCRC     bool // CRC-32Cs are neither compared nor answered
+	EchoCRC       bool // CRC-32Cs are answered and not compared
+	RefuseCRC     int  // what asks for or has a CRC-32C gets that status, if not 0, and InvalidRequest
 	Muddle        bool // parts are put together in reverse order
 	Drop          bool // the last byte is left out when parts are put together
 	NoUploadList  bool // listings of uploads get 501
 	StaleUploads  bool // uploads that have ended are listed still
 	PageSize      int  // most entries of a page of a listing; 0 is 1000
+
+	MismatchCode string // S3 code for a CRC-32C that is not that of the body, BadDigest if ""
 }
 
 // Request is what the server remembers of one request.

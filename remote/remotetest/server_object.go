@@ -2,8 +2,6 @@ package remotetest
 
 import (
 	"bytes"
-	"crypto/md5"
-	"encoding/base64"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -111,16 +109,18 @@ func (c *call) object(body []byte) {
 		if c.f.Corrupt > 0 {
 			body[len(body)/2] ^= 1
 		}
-		sum := md5.Sum(body)
-		if want := c.r.Header.Get("Content-Md5"); want != "" && want != base64.StdEncoding.EncodeToString(sum[:]) && !c.f.IgnoreMD5 {
-			c.fail(http.StatusBadRequest, "BadDigest")
+		crc, status, code := c.digests(body)
+		if code != "" {
+			c.fail(status, code)
 			return
 		}
 		if q.Has("uploadId") {
-			c.part(q.Get("uploadId"), q.Get("partNumber"), body)
+			c.part(q.Get("uploadId"), q.Get("partNumber"), body, crc)
 			return
 		}
-		c.put(newStored(body, metadata(c.r.Header)))
+		o := newStored(body, metadata(c.r.Header))
+		o.crc = crc
+		c.put(o)
 	case http.MethodDelete:
 		if q.Has("uploadId") {
 			c.abort(q.Get("uploadId"))
@@ -274,8 +274,12 @@ func (c *call) put(o stored) {
 			c.xml(struct {
 				XMLName           xml.Name `xml:"CompleteMultipartUploadResult"`
 				Bucket, Key, ETag string
-			}{Bucket: c.s.Bucket, Key: c.key, ETag: `"` + o.etag + `"`})
+				ChecksumCRC32C    string `xml:",omitempty"`
+			}{Bucket: c.s.Bucket, Key: c.key, ETag: `"` + o.etag + `"`, ChecksumCRC32C: o.crc})
 			return
+		}
+		if o.crc != "" {
+			c.w.Header().Set(crcHeader, o.crc)
 		}
 		c.send(http.StatusOK, nil)
 	}

@@ -24,6 +24,7 @@ type upload struct {
 	started time.Time
 	parts   map[int]stored
 	meta    http.Header
+	summed  bool // every part has to have a CRC-32C
 }
 
 // upload returns an unfinished upload of the call's key, or nil. The caller
@@ -44,11 +45,17 @@ func (s *Server) end(u *upload) {
 }
 
 func (c *call) initiate() {
+	asked := c.r.Header.Get(sumAlgorithm) != "" && !c.f.IgnoreCRC
+	if asked && c.f.RefuseCRC != 0 {
+		c.fail(c.f.RefuseCRC, "InvalidRequest")
+		return
+	}
 	c.s.mu.Lock()
 	c.s.serial++
 	id := fmt.Sprintf("upload-%d", c.s.serial)
 	c.s.uploads[id] = &upload{
 		id: id, key: c.key, started: time.Now(), parts: make(map[int]stored), meta: metadata(c.r.Header),
+		summed: asked,
 	}
 	c.s.mu.Unlock()
 	c.xml(struct {
@@ -58,25 +65,34 @@ func (c *call) initiate() {
 	}{Bucket: c.s.Bucket, Key: c.key, UploadID: id})
 }
 
-func (c *call) part(id, number string, body []byte) {
+func (c *call) part(id, number string, body []byte, crc string) {
 	n, err := strconv.Atoi(number)
 	if err != nil || n < 1 || n > 10_000 {
 		c.fail(http.StatusBadRequest, "InvalidArgument")
 		return
 	}
 	p := newStored(body, nil)
+	p.crc = crc
 	if c.f.OpaqueETags {
 		p.etag = fmt.Sprintf("%x", sha256.Sum256(body))
 	}
 	c.s.mu.Lock()
 	u := c.upload(id)
-	if u != nil {
+	bare := u != nil && u.summed && crc == "" && c.strict()
+	if u != nil && !bare {
 		u.parts[n] = p
 	}
 	c.s.mu.Unlock()
-	if u == nil {
+	switch {
+	case u == nil:
 		c.fail(http.StatusNotFound, "NoSuchUpload")
 		return
+	case bare:
+		c.fail(http.StatusBadRequest, "InvalidRequest")
+		return
+	}
+	if crc != "" {
+		c.w.Header().Set(crcHeader, crc)
 	}
 	c.w.Header().Set("ETag", `"`+p.etag+`"`)
 	c.send(http.StatusOK, nil)
@@ -85,8 +101,9 @@ func (c *call) part(id, number string, body []byte) {
 func (c *call) complete(id string, body []byte) {
 	var in struct {
 		Part []struct {
-			PartNumber int
-			ETag       string
+			PartNumber     int
+			ETag           string
+			ChecksumCRC32C string
 		}
 	}
 	if err := xml.Unmarshal(body, &in); err != nil || len(in.Part) == 0 {
@@ -96,6 +113,7 @@ func (c *call) complete(id string, body []byte) {
 	c.s.mu.Lock()
 	u := c.upload(id)
 	var datas, sums [][]byte
+	var crcs []string
 	code := ""
 	if u == nil {
 		code = "NoSuchUpload"
@@ -106,7 +124,9 @@ func (c *call) complete(id string, body []byte) {
 		}
 		part, ok := u.parts[p.PartNumber]
 		switch {
-		case !ok || part.etag != strings.Trim(p.ETag, `"`):
+		case ok && u.summed && p.ChecksumCRC32C == "" && c.strict():
+			code = "InvalidRequest"
+		case !ok || part.etag != strings.Trim(p.ETag, `"`) || p.ChecksumCRC32C != "" && p.ChecksumCRC32C != part.crc:
 			code = "InvalidPart"
 		case i > 0 && p.PartNumber <= in.Part[i-1].PartNumber:
 			code = "InvalidPartOrder"
@@ -114,7 +134,7 @@ func (c *call) complete(id string, body []byte) {
 			code = "EntityTooSmall"
 		}
 		sum, _ := hex.DecodeString(part.etag)
-		datas, sums = append(datas, part.data), append(sums, sum)
+		datas, sums, crcs = append(datas, part.data), append(sums, sum), append(crcs, part.crc)
 	}
 	if code == "" {
 		c.s.end(u)
@@ -125,6 +145,7 @@ func (c *call) complete(id string, body []byte) {
 		if c.f.Muddle {
 			slices.Reverse(datas)
 			slices.Reverse(sums)
+			slices.Reverse(crcs)
 		}
 		data := bytes.Join(datas, nil)
 		if c.f.Drop {
@@ -132,6 +153,9 @@ func (c *call) complete(id string, body []byte) {
 		}
 		o := newStored(data, u.meta)
 		o.etag = fmt.Sprintf("%x-%d", md5.Sum(bytes.Join(sums, nil)), len(in.Part))
+		if u.summed && c.strict() {
+			o.crc = compositeCRC(crcs)
+		}
 		c.put(o)
 	case "NoSuchUpload":
 		c.fail(http.StatusNotFound, code)

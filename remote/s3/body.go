@@ -2,7 +2,6 @@ package s3
 
 import (
 	"bytes"
-	"crypto/md5"
 	"fmt"
 	"hash"
 	"io"
@@ -67,6 +66,24 @@ func (b *body) start(t *try, stats *counters) (*sending, error) {
 	return &sending{r: b.r, left: b.size, t: t, stats: stats}, nil
 }
 
+// buffers are what bodies are read through.
+var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// sum reads the body and adds its bytes to h.
+func (b *body) sum(t *try, h hash.Hash) error {
+	rd, err := b.start(t, new(counters))
+	if err != nil {
+		return err
+	}
+	defer rd.stop()
+	buf := buffers.Get().(*[256 << 10]byte)
+	defer buffers.Put(buf)
+	if _, err := io.CopyBuffer(h, rd, buf[:]); err != nil {
+		return final{err}
+	}
+	return nil
+}
+
 // sending is the body of one attempt. It keeps the attempt alive while the
 // connection takes bytes, and remembers what was wrong with the source.
 type sending struct {
@@ -114,14 +131,6 @@ func (b *sending) Read(p []byte) (int, error) {
 	}
 	b.failed = err
 	return n, err
-}
-
-// sum returns the MD5 of what was read, for which hash has to be set.
-func (b *sending) sum() (sum [md5.Size]byte) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.hash.Sum(sum[:0])
-	return sum
 }
 
 // broken returns the error of the source, or nil.

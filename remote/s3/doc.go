@@ -16,17 +16,30 @@
 // lost and its repetition is refused, the mark tells whether the first one
 // had won. What was stored is asked for afterwards, and its size checked.
 //
-// # Parts
+// # Checksums
 //
-// Each part's MD5 is computed while it is sent, and the server has to confirm
-// it. Mostly the part's ETag is the MD5. Where it is not, as for encrypted
-// parts, the part is sent again with Content-MD5, once a deliberately wrong one
-// has shown that the server checks it; from then on parts are read twice. A
-// part that is not confirmed is sent three times, then it is an error. The ETag
-// of the whole is compared where it has the usual form, the MD5 of the parts'
-// MD5s and their number. Completion is not conditional: an upload looks before
-// whether its key is taken. Servers that want all parts of one size (R2) refuse
-// uploads of more than remote.PartOffset(1001) bytes.
+// A server has to confirm the bytes of each part. One that knows CRC-32C is
+// asked for it when an upload begins. Parts are read for it first, then sent
+// with it, and believed stored when it comes back: a deliberately wrong one has
+// shown before, once for a store, that the server compares it. The source may
+// change between the two readings: then the server refuses the part. Composite
+// CRCs, or ETags of the usual form, the MD5 of the parts' ETags and their
+// number, are compared at the end.
+//
+// For other servers MD5s are computed while parts are sent, which takes most of
+// an upload's time. Mostly a part's ETag is its MD5. Where it is not, as for
+// encrypted parts, the part is sent again with Content-MD5, once a wrong one has
+// shown that the server checks it; from then on parts are read twice. What is
+// not confirmed is sent three times, then it is an error.
+//
+// Objects in one request carry a CRC-32C too, unless their source can be read
+// only once. Servers that do not know it are not asked again.
+//
+// # Uploads
+//
+// Completion is not conditional: an upload looks before whether its key is
+// taken. Servers that want all parts of one size (R2) refuse uploads of more
+// than remote.PartOffset(1001) bytes.
 //
 // # Retries
 //

@@ -80,6 +80,8 @@ func judge(err error) verdict {
 	switch {
 	case errors.As(err, &ours):
 		return verdict{}
+	case errors.Is(err, errOther): // not final: to be sent again
+		return verdict{err: remote.ErrUnavailable, again: true}
 	case errors.As(err, &resp):
 		if v, ok := byCode[resp.Code]; ok {
 			return v

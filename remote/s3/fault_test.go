@@ -215,6 +215,12 @@ func TestPutUnderFaults(t *testing.T) {
 		{name: "slow down", faults: remotetest.Faults{Fail: 2, FailStatus: 503, FailCode: "SlowDown"}},
 		{name: "conflict of writers", faults: remotetest.Faults{Fail: 1, FailStatus: 409, FailCode: "ConditionalRequestConflict"}},
 		{name: "bare If-Match", faults: remotetest.Faults{BareIfMatch: true}},
+		{name: "stored wrongly once", faults: remotetest.Faults{Corrupt: 1}},
+		{name: "stored wrongly for ever", faults: remotetest.Faults{Corrupt: 1000}, absent: errAny, swap: errAny},
+		{name: "crcs ignored", faults: remotetest.Faults{IgnoreCRC: true}},
+		{name: "crcs refused as a bad request", faults: remotetest.Faults{RefuseCRC: 400}},
+		{name: "crcs refused as not implemented", faults: remotetest.Faults{RefuseCRC: 501, BareIfMatch: true}},
+		{name: "crcs and conditions refused", faults: remotetest.Faults{RefuseCRC: 501, NoConditions: true}, absent: remote.ErrUnsupported, swap: remote.ErrUnsupported},
 		{name: "no conditions", faults: remotetest.Faults{NoConditions: true}, absent: remote.ErrUnsupported, swap: remote.ErrUnsupported},
 		{name: "no permission", faults: remotetest.Faults{Fail: 1, FailStatus: 403, FailCode: "AccessDenied"}, absent: fs.ErrPermission, swap: fs.ErrPermission},
 	} {
@@ -235,6 +241,14 @@ func TestPutUnderFaults(t *testing.T) {
 				}
 				return err
 			}
+			wantErr := func(t *testing.T, what string, got, want error) {
+				t.Helper()
+				if want != errAny {
+					wantErr(t, what, got, want)
+				} else if got == nil {
+					t.Errorf("%s: no error", what)
+				}
+			}
 			wantErr(t, "create", try("created", "text", remote.Cond{Absent: true}), v.absent)
 			o := put(t, s, "swapped", []byte("before"), remote.Cond{})
 			wantErr(t, "swap", try("swapped", "after", remote.Cond{ETag: o.ETag}), v.swap)
@@ -248,6 +262,9 @@ func TestPutUnderFaults(t *testing.T) {
 		})
 	}
 }
+
+// errAny stands for errors without a sentinel.
+var errAny = errors.New("any")
 
 func TestServerComesBack(t *testing.T) {
 	srv := remotetest.NewServer(t)

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/md5"
+	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"maps"
 	"slices"
@@ -59,8 +60,9 @@ func (p *put) multipart(ctx context.Context, r io.Reader) (remote.Object, error)
 
 // multipart is a multipart upload that was begun.
 type multipart struct {
-	p  *put
-	id string
+	p      *put
+	id     string
+	summed bool // the server was asked to take a CRC-32C of every part
 
 	mu    sync.Mutex // guards parts
 	parts map[int]part
@@ -70,17 +72,34 @@ type multipart struct {
 type part struct {
 	size int64
 	etag string
-	md5  [md5.Size]byte
+	md5  string // in hexadecimal, "" if the CRC-32C told enough
+	crc  string // as headers have it, "" if the server did not confirm it
 }
 
 // plain reports whether the part's ETag is its MD5.
-func (p part) plain() bool { return strings.EqualFold(p.etag, hex.EncodeToString(p.md5[:])) }
+func (p part) plain() bool { return p.md5 != "" && strings.EqualFold(p.etag, p.md5) }
 
+// begin asks for a CRC-32C of every part, unless the server is known not to
+// compare it, or refuses to be asked.
 func (p *put) begin(ctx context.Context) (*multipart, error) {
 	m := &multipart{p: p, parts: make(map[int]part)}
-	err := p.s.do(ctx, func(ctx context.Context, _ *try) error {
+	s := p.s
+	err := s.do(ctx, func(ctx context.Context, t *try) error {
+		opts := p.options()
+		m.summed = s.sums.Load() != ignores
+		if m.summed {
+			opts.UserMetadata[sumAlgorithm] = algorithmName
+		}
 		var err error
-		m.id, err = p.s.client.NewMultipartUpload(ctx, p.s.bucket, p.s.prefix+p.key, p.options())
+		m.id, err = s.client.NewMultipartUpload(ctx, s.bucket, s.prefix+p.key, opts)
+		if !m.summed || !unknownSum(err) {
+			return err
+		}
+		t.alive()
+		m.summed = false
+		if m.id, err = s.client.NewMultipartUpload(ctx, s.bucket, s.prefix+p.key, p.options()); err == nil {
+			s.sums.Store(ignores)
+		}
 		return err
 	})
 	return m, err
@@ -167,11 +186,11 @@ func (m *multipart) part(ctx context.Context, number int, r io.Reader, n int64) 
 func (m *multipart) complete(ctx context.Context) (remote.Object, error) {
 	s := m.p.s
 	parts := m.completed()
-	etag := ""
+	etag, crc := "", ""
 	err := s.do(ctx, func(ctx context.Context, t *try) error {
 		t.patient() // servers put the parts together now
 		info, err := s.client.CompleteMultipartUpload(ctx, s.bucket, s.prefix+m.p.key, m.id, slices.Clone(parts), m.p.options())
-		etag = info.ETag
+		etag, crc = info.ETag, info.ChecksumCRC32C
 		return err
 	})
 	if err != nil && ctx.Err() == nil {
@@ -186,10 +205,26 @@ func (m *multipart) complete(ctx context.Context) (remote.Object, error) {
 	if err != nil {
 		return remote.Object{}, err
 	}
-	if want := m.etag(); want != "" && composite(o.ETag, len(parts)) && !strings.EqualFold(o.ETag, want) {
-		return remote.Object{}, fmt.Errorf("%w: etag %q, want %q", errOther, o.ETag, want)
+	if err := m.compare(o.ETag, crc); err != nil {
+		return remote.Object{}, err
 	}
 	return o, nil
+}
+
+// compare compares what the server says of the whole, where that has the usual
+// form, with what it said of the parts.
+func (m *multipart) compare(etag, crc string) error {
+	n := len(m.completed())
+	if want := m.crc(); want != "" && strings.HasSuffix(crc, fmt.Sprintf("-%d", n)) {
+		if crc != want {
+			return fmt.Errorf("%w: crc-32c %q, want %q", errOther, crc, want)
+		}
+		return nil // even if ETags are made in a way of the server's own
+	}
+	if want := m.etag(); want != "" && composite(etag, n) && !strings.EqualFold(etag, want) {
+		return fmt.Errorf("%w: etag %q, want %q", errOther, etag, want)
+	}
+	return nil
 }
 
 // completed returns the parts in order.
@@ -198,7 +233,7 @@ func (m *multipart) completed() []minio.CompletePart {
 	defer m.mu.Unlock()
 	var parts []minio.CompletePart
 	for _, n := range slices.Sorted(maps.Keys(m.parts)) {
-		parts = append(parts, minio.CompletePart{PartNumber: n, ETag: m.parts[n].etag})
+		parts = append(parts, minio.CompletePart{PartNumber: n, ETag: m.parts[n].etag, ChecksumCRC32C: m.parts[n].crc})
 	}
 	return parts
 }
@@ -217,13 +252,30 @@ func (m *multipart) etag() string {
 	defer m.mu.Unlock()
 	sums := md5.New()
 	for _, n := range slices.Sorted(maps.Keys(m.parts)) {
-		if !m.parts[n].plain() {
+		p := m.parts[n]
+		sum, err := hex.DecodeString(p.etag)
+		if err != nil || len(sum) != md5.Size || p.crc == "" && !p.plain() {
 			return ""
 		}
-		sum := m.parts[n].md5
-		sums.Write(sum[:])
+		sums.Write(sum)
 	}
 	return fmt.Sprintf("%x-%d", sums.Sum(nil), len(m.parts))
+}
+
+// crc returns the composite CRC-32C of the whole: the CRC of the parts' CRCs,
+// and their number. It is "" if that of a part was not confirmed.
+func (m *multipart) crc() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sums := crc32.New(castagnoli)
+	for _, n := range slices.Sorted(maps.Keys(m.parts)) {
+		sum, err := base64.StdEncoding.DecodeString(m.parts[n].crc)
+		if err != nil || len(sum) != crc32.Size {
+			return ""
+		}
+		sums.Write(sum)
+	}
+	return fmt.Sprintf("%s-%d", encodeCRC(sums.Sum32()), len(m.parts))
 }
 
 // composite reports whether an ETag has the form of multipart.etag.
@@ -232,6 +284,3 @@ func composite(etag string, parts int) bool {
 	_, err := hex.DecodeString(sum)
 	return err == nil && len(sum) == 2*md5.Size && n == fmt.Sprint(parts)
 }
-
-// errOther says that the server confirms other bytes than were sent.
-var errOther = errors.New("the server stored other bytes")

@@ -4,132 +4,137 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
-	"sync/atomic"
+	"hash"
 
 	"github.com/minio/minio-go/v7"
 )
 
-// mostOthers is how often a part is sent that arrives as something else.
-const mostOthers = 3
-
-// sender sends one part until the server has confirmed its MD5: by an ETag
-// that is the MD5 or, where ETags are something else, as those of encrypted
-// parts, by having checked the Content-MD5 it was sent.
+// sender sends one part until the server has confirmed its bytes: by the
+// CRC-32C that it compares and answers with, by an ETag that is the part's MD5
+// or, where ETags are something else, as those of encrypted parts, by having
+// checked the Content-MD5 it was sent.
 type sender struct {
 	m      *multipart
 	number int
 	body   *body
 
-	sum    *[md5.Size]byte // nil until read for Content-MD5
-	others int             // attempts that were not confirmed
+	crc    string // "" until read
+	md5    string // in hexadecimal, "" until read for Content-MD5
+	opaque bool   // an ETag was not the MD5
+	others others
 }
 
 // send makes one attempt.
 func (p *sender) send(ctx context.Context, t *try) (part, error) {
+	if p.m.summed {
+		known, err := p.checked(ctx, t, &p.m.p.s.sums, otherCRC())
+		if err != nil {
+			return part{}, err
+		}
+		if known {
+			return p.sendCRC(ctx, t)
+		}
+	}
+	return p.sendMD5(ctx, t)
+}
+
+// sendCRC makes an attempt that the part's CRC-32C confirms. What the server
+// finds different was changed on its way, or in the source since it was read
+// for the CRC: the next attempt reads it anew.
+func (p *sender) sendCRC(ctx context.Context, t *try) (part, error) {
+	if p.crc == "" {
+		var err error
+		if p.crc, err = p.body.crc(t); err != nil {
+			return part{}, err
+		}
+	}
+	got, err := p.try(ctx, t, nil, minio.PutObjectPartOptions{CustomHeader: withCRC(p.crc)})
+	switch {
+	case mismatch(err):
+		p.crc = ""
+		return part{}, p.others.add(err)
+	case err != nil || got.crc == p.crc:
+		return got, err
+	case got.crc == "":
+		// Another server answers than did before.
+		p.m.p.s.sums.Store(ignores)
+	}
+	return part{}, p.others.add(fmt.Errorf("crc-32c %q, want %q", got.crc, p.crc))
+}
+
+// sendMD5 makes an attempt that the part's MD5 confirms.
+func (p *sender) sendMD5(ctx context.Context, t *try) (part, error) {
 	s := p.m.p.s
 	digest := false
-	if p.others > 0 || s.opaque.Load() {
+	if p.opaque || s.opaque.Load() {
 		var err error
-		if digest, err = p.checked(ctx, t); err != nil {
+		if digest, err = p.checked(ctx, t, &s.digests, otherMD5()); err != nil {
 			return part{}, err
 		}
 	}
-	opts := minio.PutObjectPartOptions{DisableContentSha256: true}
+	var opts minio.PutObjectPartOptions
 	if digest {
-		if err := p.read(t); err != nil {
+		if err := p.readMD5(t); err != nil {
 			return part{}, err
 		}
-		opts.Md5Base64 = base64.StdEncoding.EncodeToString(p.sum[:])
+		opts.Md5Base64 = p.md5Base64()
 	}
-	got, err := p.try(ctx, t, opts)
+	h := md5.New()
+	got, err := p.try(ctx, t, h, opts)
+	if mismatch(err) {
+		p.opaque = true
+		return part{}, p.others.add(err)
+	}
+	if err != nil {
+		return part{}, err
+	}
+	got.crc = "" // of what was not compared
+	got.md5 = hex.EncodeToString(h.Sum(nil))
 	switch {
-	case code(err) == "BadDigest":
-		return part{}, p.other(err)
-	case err != nil || got.plain():
-		return got, err
-	case digest && got.md5 == *p.sum:
+	case got.plain():
+		return got, nil
+	case digest && got.md5 == p.md5:
 		s.opaque.Store(true) // from now on, at the first attempt
 		return got, nil
 	}
-	return part{}, p.other(fmt.Errorf("etag %q, md5 %x", got.etag, got.md5))
+	p.opaque = true
+	return part{}, p.others.add(fmt.Errorf("etag %q, md5 %s", got.etag, got.md5))
 }
 
-// try sends the part and reads its MD5 on the way.
-func (p *sender) try(ctx context.Context, t *try, opts minio.PutObjectPartOptions) (part, error) {
+// try sends the part. Its bytes are added to h on the way, if not nil.
+func (p *sender) try(ctx context.Context, t *try, h hash.Hash, opts minio.PutObjectPartOptions) (part, error) {
 	s := p.m.p.s
 	rd, err := p.body.start(t, &s.stats)
 	if err != nil {
 		return part{}, err
 	}
-	rd.hash = md5.New()
+	rd.hash = h
 	defer rd.stop()
 	t.alive()
+	opts.DisableContentSha256 = true
 	info, err := s.client.PutObjectPart(ctx, s.bucket, s.prefix+p.m.p.key, p.m.id, p.number, rd, p.body.size, opts)
 	if broken := rd.broken(); err != nil && broken != nil {
 		return part{}, broken
 	}
-	return part{size: p.body.size, etag: info.ETag, md5: rd.sum()}, err
+	return part{size: p.body.size, etag: info.ETag, crc: info.ChecksumCRC32C}, err
 }
 
-// other counts an attempt whose bytes were not confirmed.
-func (p *sender) other(why error) error {
-	err := fmt.Errorf("%w: %w", errOther, plain(why))
-	if p.others++; p.others == mostOthers {
-		return final{err}
-	}
-	return err
-}
-
-// read reads the body for its MD5.
-func (p *sender) read(t *try) error {
-	if p.sum != nil {
+// readMD5 reads the body for its MD5.
+func (p *sender) readMD5(t *try) error {
+	if p.md5 != "" {
 		return nil
 	}
-	rd, err := p.body.start(t, new(counters))
-	if err != nil {
+	h := md5.New()
+	if err := p.body.sum(t, h); err != nil {
 		return err
 	}
-	rd.hash = md5.New()
-	defer rd.stop()
-	if _, err := io.Copy(io.Discard, rd); err != nil {
-		return final{err}
-	}
-	sum := rd.sum()
-	p.sum = &sum
+	p.md5 = hex.EncodeToString(h.Sum(nil))
 	return nil
 }
 
-// checking is what is known of a server's care for Content-MD5.
-type checking struct{ atomic.Int32 }
-
-const (
-	unknown int32 = iota
-	checks
-	ignores
-)
-
-// checked reports whether the server refuses a part that does not match its
-// Content-MD5. To find out, it is sent one, which the part to come replaces.
-func (p *sender) checked(ctx context.Context, t *try) (bool, error) {
-	s := p.m.p.s
-	if known := s.digests.Load(); known != unknown {
-		return known == checks, nil
-	}
-	sum := md5.Sum([]byte("other"))
-	_, err := s.client.PutObjectPart(ctx, s.bucket, s.prefix+p.m.p.key, p.m.id, p.number, strings.NewReader("probe"), 5,
-		minio.PutObjectPartOptions{DisableContentSha256: true, Md5Base64: base64.StdEncoding.EncodeToString(sum[:])})
-	switch {
-	case err == nil:
-		s.digests.Store(ignores)
-	case status(err) == http.StatusBadRequest && (code(err) == "BadDigest" || code(err) == "InvalidDigest"):
-		s.digests.Store(checks)
-	default:
-		return false, err
-	}
-	t.alive()
-	return s.digests.Load() == checks, nil
+func (p *sender) md5Base64() string {
+	sum, _ := hex.DecodeString(p.md5)
+	return base64.StdEncoding.EncodeToString(sum)
 }

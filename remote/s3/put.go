@@ -87,6 +87,10 @@ type put struct {
 
 	unsure bool // an earlier attempt may have been carried out
 	bare   bool // to be tried with a bare If-Match
+
+	crc      string // of the body, "" until read or if it is sent without
+	unsummed bool   // to be tried without a CRC-32C
+	others   others
 }
 
 func (p *put) options() minio.PutObjectOptions {
@@ -108,7 +112,8 @@ func (p *put) options() minio.PutObjectOptions {
 	return opts
 }
 
-// single stores the object in one request.
+// single stores the object in one request. Its CRC-32C goes with it, for
+// servers that compare it, if the source can be read twice.
 func (p *put) single(ctx context.Context, r io.Reader) (etag string, err error) {
 	body, err := newBody(r, p.size)
 	if err != nil {
@@ -118,28 +123,74 @@ func (p *put) single(ctx context.Context, r io.Reader) (etag string, err error) 
 		if p.bare || p.s.bare.Load() {
 			ctx = withBareMatch(ctx)
 		}
-		rd, err := body.start(t, &p.s.stats)
-		if err != nil {
+		if err := p.sum(t, body); err != nil {
 			return err
 		}
-		defer rd.stop()
-		info, err := p.s.client.PutObject(ctx, p.s.bucket, p.s.prefix+p.key, rd, p.size, "", "", p.options())
-		if err == nil {
-			etag = info.ETag
-			if p.bare {
-				p.s.bare.Store(true)
-			}
-			return nil
-		}
-		if broken := rd.broken(); broken != nil {
-			return broken
-		}
-		t.alive()
-		etag, err = p.refused(ctx, err)
+		etag, err = p.send(ctx, t, body)
 		return err
 	})
 	return etag, err
 }
+
+// sum reads the body for its CRC-32C, where it is of use.
+func (p *put) sum(t *try, b *body) (err error) {
+	switch {
+	case b.again == nil || p.size == 0 || p.unsummed || p.s.sums.Load() == ignores:
+		p.crc = ""
+	case p.crc == "":
+		p.crc, err = b.crc(t)
+	}
+	return err
+}
+
+// send makes one attempt.
+func (p *put) send(ctx context.Context, t *try, b *body) (etag string, err error) {
+	rd, err := b.start(t, &p.s.stats)
+	if err != nil {
+		return "", err
+	}
+	defer rd.stop()
+	t.alive()
+	opts := p.options()
+	if p.crc != "" {
+		opts.UserMetadata[crcHeader] = p.crc
+	}
+	info, err := p.s.client.PutObject(ctx, p.s.bucket, p.s.prefix+p.key, rd, p.size, "", "", opts)
+	if err == nil {
+		return p.taken(info)
+	}
+	if broken := rd.broken(); broken != nil {
+		return "", broken
+	}
+	t.alive()
+	switch {
+	case p.crc == "":
+	case mismatch(err):
+		p.crc = "" // to be read anew: the source may have changed
+		return "", p.others.add(err)
+	case unknownSum(err) && p.s.sums.Load() == unknown:
+		p.unsummed = true
+		return "", fmt.Errorf("with a crc-32c: %w", errSum)
+	}
+	return p.refused(ctx, err)
+}
+
+// taken remembers of a put that was answered what its server is like.
+func (p *put) taken(info minio.UploadInfo) (etag string, _ error) {
+	if got := info.ChecksumCRC32C; p.crc != "" && got != "" && got != p.crc {
+		return "", final{fmt.Errorf("%w: crc-32c %q, want %q", errOther, got, p.crc)}
+	}
+	if p.bare {
+		p.s.bare.Store(true)
+	}
+	if p.unsummed {
+		p.s.sums.Store(ignores)
+	}
+	return info.ETag, nil
+}
+
+// errSum asks for another attempt without a CRC-32C.
+var errSum = errors.New("the server does not take it")
 
 // refused says what the error of a put means, given its condition. If it means
 // that an attempt before had won, there is none, but the ETag of what it wrote.

@@ -47,6 +47,7 @@ func (s *Store) do(ctx context.Context, op func(ctx context.Context, t *try) err
 
 func (s *Store) within(ctx context.Context, budget time.Duration, op func(ctx context.Context, t *try) error) error {
 	t := &try{s: s, budget: budget, deadline: time.Now().Add(budget), pause: firstPause}
+	var last error // that says more than that the end of the budget came
 	for {
 		err := t.attempt(ctx, op)
 		if err == nil {
@@ -56,6 +57,9 @@ func (s *Store) within(ctx context.Context, budget time.Duration, op func(ctx co
 			return ctx.Err()
 		}
 		s.stats.errors.Add(1)
+		if err != errStalled || last == nil {
+			last = err
+		}
 		if !t.again(err) {
 			return translate(err)
 		}
@@ -63,7 +67,7 @@ func (s *Store) within(ctx context.Context, budget time.Duration, op func(ctx co
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return fmt.Errorf("%w: no progress in %v, %d attempts: %w", remote.ErrUnavailable, t.budget, t.attempts, plain(err))
+			return fmt.Errorf("%w: no progress in %v, %d attempts: %w", remote.ErrUnavailable, t.budget, t.attempts, plain(last))
 		}
 		s.stats.retries.Add(1)
 	}

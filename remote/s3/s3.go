@@ -42,7 +42,8 @@ type Store struct {
 
 	bare    atomic.Bool // the server wants If-Match without quotes
 	opaque  atomic.Bool // ETags of parts are not MD5s, and Content-MD5 is checked
-	digests checking
+	digests checking    // Content-MD5s
+	sums    checking    // CRC-32Cs
 	stats   counters
 }
 

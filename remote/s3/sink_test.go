@@ -2,7 +2,9 @@ package s3_test
 
 import (
 	"crypto/md5"
+	"encoding/base64"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -18,10 +20,12 @@ import (
 )
 
 // sink is a server that takes objects and keeps nothing of them but sizes and
-// ETags, so that memory and time of a test are the client's.
+// CRCs, of which it makes ETags, so that memory and time of a test are mostly
+// the client's.
 type sink struct {
 	mu    sync.Mutex // guards the fields below
 	parts map[int][md5.Size]byte
+	sizes map[int]int64
 	size  int64
 	etag  string
 	meta  string
@@ -30,7 +34,7 @@ type sink struct {
 // openSink opens a store over a sink, whose only object is key.
 func openSink(tb testing.TB) *s3.Store {
 	tb.Helper()
-	srv := httptest.NewServer(&sink{parts: make(map[int][md5.Size]byte)})
+	srv := httptest.NewServer(&sink{parts: make(map[int][md5.Size]byte), sizes: make(map[int]int64)})
 	tb.Cleanup(srv.Close)
 	s, err := s3.Open(tb.Context(), s3.Config{
 		Bucket: "bucket", Endpoint: srv.URL, Region: "us-east-1", AccessKey: "k", SecretKey: "s",
@@ -43,24 +47,31 @@ func openSink(tb testing.TB) *s3.Store {
 }
 
 func (k *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := md5.New()
-	n, _ := io.Copy(h, r.Body)
-	sum := [md5.Size]byte(h.Sum(nil))
+	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	n, _ := io.CopyBuffer(h, r.Body, make([]byte, 64<<10))
+	sum := md5.Sum(h.Sum(nil))
+	crc := base64.StdEncoding.EncodeToString(h.Sum(nil))
 	q := r.URL.Query()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	switch {
+	switch want := r.Header.Get("X-Amz-Checksum-Crc32c"); {
+	case want != "" && want != crc:
+		w.WriteHeader(http.StatusBadRequest)
+		io.WriteString(w, `<Error><Code>BadDigest</Code></Error>`)
 	case r.Method == http.MethodPut:
+		w.Header().Set("X-Amz-Checksum-Crc32c", want)
 		if q.Has("partNumber") {
 			number, _ := strconv.Atoi(q.Get("partNumber"))
 			k.parts[number] = sum
-			k.size += n
+			k.size += n - k.sizes[number]
+			k.sizes[number] = n
 		} else {
 			k.size, k.etag, k.meta = n, fmt.Sprintf("%x", sum), r.Header.Get("X-Amz-Meta-Imagefs-Put")
 		}
 		w.Header().Set("ETag", fmt.Sprintf(`"%x"`, sum))
 	case q.Has("uploads"):
 		clear(k.parts)
+		clear(k.sizes)
 		k.size, k.etag, k.meta = 0, "", r.Header.Get("X-Amz-Meta-Imagefs-Put")
 		io.WriteString(w, `<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>`)
 	case q.Has("uploadId"):
@@ -163,7 +174,7 @@ func TestFilesAreNotReadIntoMemory(t *testing.T) {
 }
 
 // BenchmarkUpload is the bandwidth of an upload to a server on the same
-// processors, which computes MD5s as the client does.
+// processors, which computes CRCs as the client does.
 func BenchmarkUpload(b *testing.B) {
 	const size = 256 << 20
 	f := sparse(b, size)

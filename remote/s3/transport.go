@@ -14,11 +14,11 @@ import (
 
 // Stats counts what a store did since it was opened.
 type Stats struct {
-	Requests      uint64 // HTTP requests sent
-	Bytes         uint64 // of objects, received and handed on
-	BytesUploaded uint64 // of objects, sent, repetitions included
-	Retries       uint64 // attempts after the first one of an operation
-	Errors        uint64 // attempts that failed
+	Requests      uint64 `json:"requests"`       // HTTP requests sent
+	Bytes         uint64 `json:"bytes"`          // of objects, received and handed on
+	BytesUploaded uint64 `json:"bytes_uploaded"` // of objects, sent, repetitions included
+	Retries       uint64 `json:"retries"`        // attempts after the first one of an operation
+	Errors        uint64 `json:"errors"`         // attempts that failed
 }
 
 type counters struct {

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,7 +45,9 @@ func upload(ctx context.Context, s remote.Uploader, key string, b []byte) (remot
 // The requests of an upload.
 var (
 	initiating = func(r *http.Request) bool { return r.Method == http.MethodPost && r.URL.Query().Has("uploads") }
-	parting    = func(r *http.Request) bool { return r.Method == http.MethodPut && r.URL.Query().Has("partNumber") }
+	parting    = func(r *http.Request) bool { return sendsPart(r) && r.ContentLength > 100 }
+	probing    = func(r *http.Request) bool { return sendsPart(r) && r.ContentLength < 100 }
+	sendsPart  = func(r *http.Request) bool { return r.Method == http.MethodPut && r.URL.Query().Has("partNumber") }
 	completing = func(r *http.Request) bool { return r.Method == http.MethodPost && r.URL.Query().Has("uploadId") }
 	aborting   = func(r *http.Request) bool { return r.Method == http.MethodDelete }
 )
@@ -65,12 +69,22 @@ func TestUploadUnderFaults(t *testing.T) {
 		{"busy at the beginning", initiating, busy(2), nil},
 		{"busy during a part", parting, busy(2), nil},
 		{"busy at the end", completing, busy(2), nil},
+		{"busy during the probe of a part", probing, busy(2), nil},
+		{"probe of a part and its answer lost", probing, remotetest.Faults{Lose: 1}, nil},
 		{"reset during a part", parting, remotetest.Faults{Reset: 2}, nil},
 		{"part cut", parting, remotetest.Faults{Hangup: 2}, nil},
 		{"part stored and its answer lost", parting, remotetest.Faults{Lose: 1}, nil},
 		{"part stored wrongly once", parting, remotetest.Faults{Corrupt: 1}, nil},
-		{"part stored wrongly once, digests ignored", parting, remotetest.Faults{Corrupt: 1, IgnoreMD5: true}, nil},
-		{"etags that are not md5s", parting, remotetest.Faults{OpaqueETags: true}, nil},
+		{"part stored wrongly once, crcs ignored", nil, remotetest.Faults{Corrupt: 1, IgnoreCRC: true}, nil},
+		{"part stored wrongly once, digests ignored", nil, remotetest.Faults{Corrupt: 1, IgnoreCRC: true, IgnoreMD5: true}, nil},
+		{"etags that are not md5s", nil, remotetest.Faults{OpaqueETags: true}, nil},
+		{"etags that are not md5s, crcs ignored", nil, remotetest.Faults{OpaqueETags: true, IgnoreCRC: true}, nil},
+		{"crcs ignored from the first part on", parting, remotetest.Faults{IgnoreCRC: true}, nil},
+		{"crcs answered and not compared", nil, remotetest.Faults{EchoCRC: true, Corrupt: 2}, nil},
+		{"crcs refused as a bad request", nil, remotetest.Faults{RefuseCRC: 400}, nil},
+		{"crcs refused as not implemented", nil, remotetest.Faults{RefuseCRC: 501}, nil},
+		{"crcs refused of parts", probing, remotetest.Faults{RefuseCRC: 400}, nil},
+		{"crcs refused with a code of its own", nil, remotetest.Faults{Corrupt: 2, MismatchCode: "XAmzContentChecksumMismatch"}, nil},
 		{"completed and the answer lost", completing, remotetest.Faults{Lose: 1}, nil},
 		{"completed and busy", completing, late(1, 503, "SlowDown"), nil},
 		{"completed and an error of status 200", completing, late(1, 200, "InternalError"), nil},
@@ -94,7 +108,9 @@ func TestUploadUnderFaults(t *testing.T) {
 				c.Budget = 400 * time.Millisecond
 			}
 			s := open(t, c)
-			v.faults.Only = v.at
+			if v.faults.Only = v.at; v.at == nil {
+				v.faults.Only = parting
+			}
 			srv.Set(func(f *remotetest.Faults) { *f = v.faults })
 			want := remotetest.Bytes(1, 300_000)
 			o, err := upload(t.Context(), s, "k", want)
@@ -122,60 +138,170 @@ func TestBytesThatArriveWrongAreNeverAccepted(t *testing.T) {
 	for name, faults := range map[string]remotetest.Faults{
 		"every part":                     {Corrupt: 1000},
 		"every part, digests ignored":    {Corrupt: 1000, IgnoreMD5: true},
-		"etags and digests tell nothing": {OpaqueETags: true, IgnoreMD5: true},
+		"etags and digests tell nothing": {Corrupt: 1000, OpaqueETags: true, IgnoreMD5: true},
 		"parts in another order":         {Muddle: true},
 		"an end that is missing":         {Drop: true},
 	} {
-		t.Run(name, func(t *testing.T) {
+		for care, crc := range map[string]remotetest.Faults{
+			"compared":                  {},
+			"compared, another code":    {MismatchCode: "InvalidDigest"},
+			"compared, an unknown code": {MismatchCode: "InvalidRequest"},
+			"ignored":                   {IgnoreCRC: true},
+			"answered and not compared": {EchoCRC: true},
+			"refused":                   {RefuseCRC: 400},
+		} {
+			t.Run(name+", crcs "+care, func(t *testing.T) {
+				t.Parallel()
+				faults := faults
+				faults.IgnoreCRC, faults.EchoCRC, faults.RefuseCRC, faults.MismatchCode = crc.IgnoreCRC, crc.EchoCRC, crc.RefuseCRC, crc.MismatchCode
+				testNeverAccepted(t, faults)
+			})
+		}
+	}
+}
+
+func testNeverAccepted(t *testing.T, faults remotetest.Faults) {
+	srv := remotetest.NewServer(t)
+	s := open(t, config(srv))
+	s.SetPartSizes(5<<20, 5<<20)
+	faults.Only = parting
+	srv.Set(func(f *remotetest.Faults) { *f = faults })
+	b := remotetest.Bytes(1, 6<<20)
+	if faults.Muddle {
+		b = remotetest.Bytes(1, 17<<20) // two parts of an upload
+	}
+	if _, err := upload(t.Context(), s, "uploaded", b); err == nil {
+		t.Error("upload: no error")
+	} else {
+		t.Log(err)
+	}
+	if _, err := s.Put(t.Context(), "put", bytes.NewReader(b), int64(len(b)), remote.Cond{}); err == nil {
+		t.Error("put in parts: no error")
+	}
+	if n := srv.Uploads(); n != 0 {
+		t.Errorf("%d uploads are left", n)
+	}
+}
+
+// TestETagsAndDigestsThatTellNothing: without a fault it is not known whether
+// there is one.
+func TestETagsAndDigestsThatTellNothing(t *testing.T) {
+	srv := remotetest.NewServer(t)
+	srv.Set(func(f *remotetest.Faults) { f.OpaqueETags, f.IgnoreMD5, f.IgnoreCRC = true, true, true })
+	if _, err := upload(t.Context(), open(t, config(srv)), "k", []byte("text")); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestDigestsOfParts: a server is asked once what it compares; after that
+// parts take one request each, and are read for MD5s only where they have to be.
+func TestDigestsOfParts(t *testing.T) {
+	for _, v := range []struct {
+		name     string
+		faults   remotetest.Faults
+		first    int // requests for two parts of a first upload
+		then     int // and of the next
+		crc, md5 bool
+	}{
+		{"crcs compared", remotetest.Faults{}, 3, 2, true, false}, // with a probe
+		{"crcs compared, etags that are not md5s", remotetest.Faults{OpaqueETags: true}, 3, 2, true, false},
+		{"crcs ignored", remotetest.Faults{IgnoreCRC: true}, 3, 2, false, false},
+		{"crcs refused", remotetest.Faults{RefuseCRC: 501}, 2, 2, false, false},
+		// The probe, one not confirmed, the probe, two with their digests.
+		{"crcs ignored, etags that are not md5s", remotetest.Faults{IgnoreCRC: true, OpaqueETags: true}, 5, 2, false, true},
+	} {
+		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
 			srv := remotetest.NewServer(t)
+			srv.Set(func(f *remotetest.Faults) { *f = v.faults })
 			s := open(t, config(srv))
-			s.SetPartSizes(5<<20, 5<<20)
-			faults.Only = parting
-			srv.Set(func(f *remotetest.Faults) { *f = faults })
-			b := remotetest.Bytes(1, 6<<20)
-			if faults.Muddle {
-				b = remotetest.Bytes(1, 17<<20) // two parts of an upload
-			}
-			if _, err := upload(t.Context(), s, "uploaded", b); err == nil {
-				t.Error("upload: no error")
-			} else {
-				t.Log(err)
-			}
-			if _, err := s.Put(t.Context(), "put", bytes.NewReader(b), int64(len(b)), remote.Cond{}); err == nil {
-				t.Error("put in parts: no error")
-			}
-			if n := srv.Uploads(); n != 0 {
-				t.Errorf("%d uploads are left", n)
+			b := remotetest.Bytes(1, 17<<20)
+			for i, want := range []int{v.first, v.then} {
+				key := fmt.Sprint(i)
+				srv.Take()
+				o, err := upload(t.Context(), s, key, b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, last := 0, http.Header{}
+				for _, r := range srv.Take() {
+					if r.Method == http.MethodPut {
+						n, last = n+1, r.Header
+					}
+				}
+				if n != want {
+					t.Errorf("upload %d: 2 parts took %d requests, want %d", i, n, want)
+				}
+				if crc, md5 := last.Get("X-Amz-Checksum-Crc32c") != "", last.Get("Content-Md5") != ""; crc != v.crc || md5 != v.md5 {
+					t.Errorf("upload %d: parts have a crc: %v, an md5: %v", i, crc, md5)
+				}
+				if got, err := read(t, s, o); err != nil || !bytes.Equal(got, b) {
+					t.Errorf("wrong bytes or error %v", err)
+				}
 			}
 		})
 	}
 }
 
-func TestOpaqueETagsCostOneProbe(t *testing.T) {
+// TestServerThatStopsComparing: what one server of several promised is not
+// believed of another.
+func TestServerThatStopsComparing(t *testing.T) {
 	srv := remotetest.NewServer(t)
-	srv.Set(func(f *remotetest.Faults) { f.OpaqueETags = true })
 	s := open(t, config(srv))
-	u, err := s.Upload(t.Context(), "k")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Take()
-	b := remotetest.Bytes(1, 17<<20)
-	for n := 1; n <= 2; n++ {
-		if err := u.Part(t.Context(), n, section(b, n)); err != nil {
+	want := remotetest.Bytes(1, 300_000)
+	for _, key := range []string{"before", "after"} {
+		o, err := upload(t.Context(), s, key, want)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if got, err := read(t, s, o); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: wrong bytes or error %v", key, err)
+		}
+		srv.Set(func(f *remotetest.Faults) { f.IgnoreCRC, f.Corrupt, f.Only = true, 2, parting })
 	}
-	if n := len(srv.Take()); n != 4 { // one not confirmed, the probe, and two with their digests
-		t.Errorf("2 parts took %d requests, want 4", n)
+}
+
+// changing is a source whose bytes become others after they were read a number
+// of times.
+type changing struct {
+	b     []byte
+	reads atomic.Int64
+	after int64
+}
+
+func (c *changing) ReadAt(p []byte, off int64) (int, error) {
+	n := copy(p, c.b[off:])
+	if c.reads.Add(1) > c.after && n > 0 {
+		p[0] ^= 1
 	}
-	o, err := u.Complete(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := read(t, s, o); err != nil || !bytes.Equal(got, b) {
-		t.Errorf("wrong bytes or error %v", err)
+	return n, nil
+}
+
+func TestSourceThatChangesIsNeverMixed(t *testing.T) {
+	const size = 1 << 20
+	b := remotetest.Bytes(1, size)
+	for after := range int64(12) {
+		srv := remotetest.NewServer(t)
+		s := open(t, config(srv))
+		u, err := s.Upload(t.Context(), "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := &changing{b: b, after: after}
+		if err := u.Part(t.Context(), 1, io.NewSectionReader(src, 0, size)); err != nil {
+			continue
+		}
+		if _, err := u.Complete(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		// What was stored is one reading, which may have begun before.
+		got, _ := srv.Get("k")
+		if n := src.reads.Load(); after > 0 && n <= after && !bytes.Equal(got, b) {
+			t.Errorf("after %d of %d reads: other bytes", after, n)
+		}
+		if len(got) != size {
+			t.Errorf("after %d reads: %d bytes", after, len(got))
+		}
 	}
 }
 
