@@ -353,20 +353,28 @@ func TestReadOnly(t *testing.T) {
 
 // TestStatsKeys: all counters are named in one way.
 func TestStatsKeys(t *testing.T) {
-	store, _ := smallStore(t)
-	m := Mount(t, store)
-	stats := m.Stats(t)
 	snake := regexp.MustCompile(`^[a-z0-9]+([._][a-z0-9]+)*$`)
-	for name := range stats {
-		if !snake.MatchString(name) {
-			t.Errorf("a counter is named %q", name)
+	check := func(t *testing.T, m *Mounted, names ...string) {
+		stats := m.Stats(t)
+		for name := range stats {
+			if !snake.MatchString(name) {
+				t.Errorf("a counter is named %q", name)
+			}
+		}
+		for _, name := range names {
+			if _, ok := stats[name]; !ok {
+				t.Errorf("there is no %q in %v", name, stats)
+			}
 		}
 	}
-	for _, name := range []string{"images", "store.read_bytes", "cache.hits", "cache.fetched_bytes", "memory.heap_bytes"} {
-		if _, ok := stats[name]; !ok {
-			t.Errorf("there is no %q in %v", name, stats)
-		}
-	}
+	t.Run("a directory", func(t *testing.T) {
+		store, _ := smallStore(t)
+		check(t, Mount(t, store), "images", "store.read_bytes", "cache.hits", "cache.fetched_bytes", "memory.heap_bytes")
+	})
+	t.Run("s3", func(t *testing.T) {
+		_, env, flags, url := fakeS3(t)
+		check(t, MountEnv(t, env, url, flags...), "s3.requests", "s3.bytes", "s3.bytes_uploaded", "s3.retries", "s3.errors")
+	})
 }
 
 func TestStatfs(t *testing.T) {
