@@ -87,8 +87,8 @@ func checkImport(t *testing.T, name, imp string, r rule, inTest bool) {
 		switch {
 		case to == name: // a package's external test
 		case inTest && isTestOnly:
-		case inTest && to == "codec/all":
-			// What is handed the list of formats is tested with it.
+		case inTest && (to == "codec/all" || to == "remote/dir"):
+			// What is handed formats or a store is tested with real ones.
 		case inTest && sameTree(name, to) && !strings.HasPrefix(name, "test"):
 			// The tests of a format may convert from another, those of
 			// the catalog need a store.
