@@ -50,7 +50,7 @@ Example: imagefs mount ./store /mnt/imagefs
 `,
 	}
 	c.flags = func(set *pflag.FlagSet) {
-		set.StringVar(&f.formats, "formats", "", "formats to show, comma separated, or all (default all but flavours such as sparse.vmdk)")
+		set.StringVar(&f.formats, "formats", "", "formats to show, comma separated, or all (default all but zvhd, zvhd2 and flavours such as sparse.vmdk)")
 		set.Var(&f.cacheSize, "cache-size", "memory for cached blocks, such as 512M")
 		set.DurationVar(&f.refresh, "refresh", 30*time.Second, "time between two listings of the store; 0 to list only on SIGHUP")
 		set.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")

@@ -86,7 +86,10 @@ func TestViews(t *testing.T) {
 	if got := names("sparse.vmdk"); got != "sparse.vmdk" {
 		t.Errorf("a flavour by name: %s", got)
 	}
-	if got := names(""); strings.Contains(got, "sparse") || !strings.Contains(got, "vhdx") {
+	if got := names("zvhd2,zlib.zvhd2"); got != "zvhd2,zlib.zvhd2" {
+		t.Errorf("what is not shown by default: %s", got)
+	}
+	if got := names(""); got != "qcow2,vdi,vhd,vhdx,vmdk,raw" {
 		t.Errorf("default: %s", got)
 	}
 	if got := names("all"); !strings.Contains(got, "sparse.vmdk") {

@@ -78,12 +78,12 @@ func (f *storeFlags) open(ctx context.Context, name string) (*store, error) {
 
 // views turns the value of --formats into what is shown.
 func views(names string) ([]codec.View, error) {
+	if names == "" {
+		return all.Shown, nil
+	}
 	var known, chosen []codec.View
 	for _, f := range all.Formats {
 		known = append(known, f)
-	}
-	if names == "" {
-		return known, nil
 	}
 	known = append(known, all.Flavours...)
 	if names == "all" {

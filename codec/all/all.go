@@ -9,6 +9,7 @@ import (
 	"imagefs/codec/vhd"
 	"imagefs/codec/vhdx"
 	"imagefs/codec/vmdk"
+	"imagefs/codec/zvhd"
 )
 
 // Formats are read and laid out; raw, which claims what no other does, is last.
@@ -18,12 +19,25 @@ var Formats = []codec.Format{
 	vhd.Format,
 	vhdx.Format,
 	vmdk.Format,
+	zvhd.Format,
+	zvhd.Format2,
 	raw.Format,
 }
 
 // Flavours are laid out only, and shown when asked for by name.
 var Flavours = []codec.View{
 	vmdk.Sparse,
+	zvhd.Zlib2,
+}
+
+// Shown are the formats that a mount shows unless others are asked for.
+var Shown = []codec.View{
+	qcow2.Format,
+	vdi.Format,
+	vhd.Format,
+	vhdx.Format,
+	vmdk.Format,
+	raw.Format,
 }
 
 // Extensions maps the extension of a file's name to the format it promises.
