@@ -119,7 +119,7 @@ func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, err
 	}
 	root := t.root()
 	root.ino = 1
-	server, err := fs.Mount(cfg.Mountpoint, root, opts)
+	server, err := serve(cfg.Mountpoint, root, opts)
 	if err != nil {
 		return nil, fmt.Errorf("mount on %q: %w", cfg.Mountpoint, explain(err))
 	}
@@ -131,6 +131,21 @@ func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, err
 		s.done.Go(func() { s.refreshLoop(ctx) })
 	}
 	return s, nil
+}
+
+// serve mounts and starts to serve. The library's own way opens a file of the
+// new mount at the end, so that no program that polls files can block; a daemon
+// that is killed in that moment waits for its own answer for ever, and so does
+// everyone who uses the mount. Nothing here opens files of the mount, so that
+// it is not needed, and the first exchange with the kernel, after which the
+// mount answers, is part of making the server.
+func serve(path string, root fs.InodeEmbedder, opts *fs.Options) (*fuse.Server, error) {
+	server, err := fuse.NewServer(fs.NewNodeFS(root, opts), path, &opts.MountOptions)
+	if err != nil {
+		return nil, err
+	}
+	go server.Serve()
+	return server, nil
 }
 
 // explain adds what to do to the errors that every new user meets.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -479,5 +480,36 @@ func TestEndRightAfterTheMountAnswers(t *testing.T) {
 		if t.Failed() {
 			return
 		}
+	}
+}
+
+// TestKilledAsItMounts kills the daemon in the first moments of its mount: the
+// mount is dead then, and says so, but must not make anyone wait for it.
+func TestKilledAsItMounts(t *testing.T) {
+	needFUSE(t)
+	store, mnt := t.TempDir(), t.TempDir()
+	t.Cleanup(func() { unmountLazily(mnt) })
+	for i := range 60 {
+		cmd := exec.Command(program(t, buildImagefs), "mount", "-f", "--spool", t.TempDir(), store, mnt)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the mount", func() bool {
+			b, err := os.ReadFile("/proc/self/mountinfo")
+			return err == nil && strings.Contains(string(b), " "+mnt+" ")
+		})
+		time.Sleep(time.Duration(i) * 100 * time.Microsecond) // another moment each time, no proof
+		_ = cmd.Process.Kill()
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Fatalf("killed %d00 µs after the mount appeared, the daemon does not end", i)
+		}
+		if out, err := exec.Command("timeout", "-s", "KILL", "60", "stat", mnt+"/images").CombinedOutput(); err == nil || !strings.Contains(string(out), "not connected") {
+			t.Fatalf("the mount of a killed daemon: %v: %s", err, out)
+		}
+		unmountLazily(mnt)
 	}
 }
