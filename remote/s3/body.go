@@ -66,8 +66,10 @@ func (b *body) start(t *try, stats *counters) (*sending, error) {
 	return &sending{r: b.r, left: b.size, t: t, stats: stats}, nil
 }
 
+const bufferSize = 256 << 10
+
 // buffers are what bodies are read through.
-var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // sum reads the body and adds its bytes to h.
 func (b *body) sum(t *try, h hash.Hash) error {
@@ -76,7 +78,7 @@ func (b *body) sum(t *try, h hash.Hash) error {
 		return err
 	}
 	defer rd.stop()
-	buf := buffers.Get().(*[256 << 10]byte)
+	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	if _, err := io.CopyBuffer(h, rd, buf[:]); err != nil {
 		return final{err}
@@ -113,25 +115,37 @@ func (b *sending) Read(p []byte) (int, error) {
 	if b.hash != nil {
 		b.hash.Write(p[:n])
 	}
+	b.moved(n)
+	switch {
+	case b.left == 0:
+		err = nil
+	case err == io.EOF:
+		err = io.ErrUnexpectedEOF
+	}
+	b.failed = err
+	return n, err
+}
+
+// moved notes that n bytes went from the source to the connection. The caller
+// holds b.mu.
+func (b *sending) moved(n int) {
 	b.left -= int64(n)
 	b.sent += int64(n)
 	b.stats.uploaded.Add(uint64(n))
 	switch {
 	case b.left == 0:
-		err = nil
 		b.t.progressed()
 		b.t.patient() // the server stores it now
-	case err == io.EOF:
-		err = io.ErrUnexpectedEOF
 	case b.sent >= progress:
 		b.sent = 0
 		b.t.progressed()
 	default:
 		b.t.alive()
 	}
-	b.failed = err
-	return n, err
 }
+
+// Close implements [io.Closer]: net/http closes bodies.
+func (b *sending) Close() error { return nil }
 
 // broken returns the error of the source, or nil.
 func (b *sending) broken() error {

@@ -61,5 +61,6 @@
 // A put from a reader that can neither seek nor be read at offsets holds up to
 // four parts of 16 MiB, or the whole body up to 64 MiB where that goes into
 // one request. Other puts, parts of uploads and reads hold nothing beyond the
-// caller's buffer and the buffers of connections.
+// caller's buffer and the buffers of connections. Without TLS the kernel sends
+// files; what else is sent or summed goes through buffers of 256 KiB.
 package s3

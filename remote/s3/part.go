@@ -114,6 +114,7 @@ func (p *sender) try(ctx context.Context, t *try, h hash.Hash, opts minio.PutObj
 	defer rd.stop()
 	t.alive()
 	opts.DisableContentSha256 = true
+	ctx = context.WithValue(ctx, bodyOf{}, rd)
 	info, err := s.client.PutObjectPart(ctx, s.bucket, s.prefix+p.m.p.key, p.m.id, p.number, rd, p.body.size, opts)
 	if broken := rd.broken(); err != nil && broken != nil {
 		return part{}, broken

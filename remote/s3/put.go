@@ -155,7 +155,7 @@ func (p *put) send(ctx context.Context, t *try, b *body) (etag string, err error
 	if p.crc != "" {
 		opts.UserMetadata[crcHeader] = p.crc
 	}
-	info, err := p.s.client.PutObject(ctx, p.s.bucket, p.s.prefix+p.key, rd, p.size, "", "", opts)
+	info, err := p.s.client.PutObject(context.WithValue(ctx, bodyOf{}, rd), p.s.bucket, p.s.prefix+p.key, rd, p.size, "", "", opts)
 	if err == nil {
 		return p.taken(info)
 	}

@@ -41,7 +41,7 @@ func (s *Store) Stats() Stats {
 func newTransport() *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           dial(&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}),
 		TLSHandshakeTimeout:   5 * time.Second,
 		MaxIdleConns:          128,
 		MaxIdleConnsPerHost:   64,
@@ -53,13 +53,17 @@ func newTransport() *http.Transport {
 	}
 }
 
-// counting is the transport of the client: it counts requests, and sends
-// If-Match without quotes where that was asked for.
+// counting is the transport of the client: it counts requests, takes the
+// client's wrapping off a body, which hides what it is from the connection, and
+// sends If-Match without quotes where that was asked for.
 type counting struct {
 	next  http.RoundTripper
 	creds *credentials.Credentials
 	stats *counters
 }
+
+// bodyOf is the context's key for the *sending of a request.
+type bodyOf struct{}
 
 // bareMatch marks the context of a request whose If-Match is to have no quotes.
 type bareMatch struct{}
@@ -67,6 +71,10 @@ type bareMatch struct{}
 // RoundTrip sends one request.
 func (c *counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.stats.requests.Add(1)
+	if b, ok := r.Context().Value(bodyOf{}).(*sending); ok && r.Body != nil && r.Body != http.NoBody {
+		r = r.WithContext(r.Context()) // a copy: requests are not to be modified
+		r.Body = b
+	}
 	if r.Context().Value(bareMatch{}) != nil && r.Header.Get("If-Match") != "" {
 		var err error
 		if r, err = c.unquote(r); err != nil {
