@@ -36,9 +36,9 @@ type tree struct {
 	status *status
 }
 
-// view returns the view of that name among those that are shown.
-func (t *tree) view(name string) codec.View {
-	for _, v := range t.opener.Views() {
+// view returns the view of that name, nil if there is none.
+func view(views []codec.View, name string) codec.View {
+	for _, v := range views {
 		if v.Name() == name {
 			return v
 		}
@@ -195,7 +195,7 @@ func (t *tree) listFiles(ctx context.Context, name string) ([]fuse.DirEntry, err
 			broken = true
 			continue
 		}
-		for _, v := range t.opener.Views() {
+		for _, v := range t.opener.ViewsOf(cd) {
 			f, err := d.File(ctx, v)
 			if errors.Is(err, image.ErrNotShown) {
 				continue
@@ -250,12 +250,16 @@ func (t *tree) problems(ctx context.Context, im *catalog.Image) string {
 }
 
 func (t *tree) lookupDisk(ctx context.Context, im *catalog.Image, n int, ext string) (child, error) {
-	v := t.view(ext)
-	if v == nil {
-		v = t.view(t.cfg.Exts[strings.ToLower(ext)]) // disk0.img, say: not listed
-	}
 	cd, ok := im.Disk(n)
-	if v == nil || !ok {
+	if !ok {
+		return child{}, errNoEntry
+	}
+	views := t.opener.ViewsOf(cd)
+	v := view(views, ext)
+	if v == nil {
+		v = view(views, t.cfg.Exts[strings.ToLower(ext)]) // disk0.img, say: not listed
+	}
+	if v == nil {
 		return child{}, errNoEntry
 	}
 	d, err := t.opener.Open(ctx, im, cd)
@@ -280,7 +284,7 @@ func (t *tree) listFormats(context.Context) ([]fuse.DirEntry, error) {
 }
 
 func (t *tree) lookupFormat(_ context.Context, name string) (child, error) {
-	v := t.view(name)
+	v := view(t.opener.Views(), name)
 	if v == nil {
 		return child{}, errNoEntry
 	}

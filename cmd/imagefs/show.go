@@ -128,7 +128,7 @@ func (s *session) showDisk(ctx context.Context, im *catalog.Image, d catalog.Dis
 		return err
 	}
 	sd.VirtualSize, sd.Allocated, sd.Notes = o.Size, o.Data, o.Notes
-	for _, v := range s.opener.Views() {
+	for _, v := range s.opener.ViewsOf(d) {
 		sf := showFile{Name: fmt.Sprintf("disk%d.%s", d.Number, v.Name())}
 		switch f, err := o.File(ctx, v); {
 		case errors.Is(err, image.ErrNotShown):

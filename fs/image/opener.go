@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,6 +73,23 @@ func NewOpener(cfg Config) *Opener {
 
 // Views are the views that are shown of each disk.
 func (o *Opener) Views() []codec.View { return o.cfg.Views }
+
+// ViewsOf are the views of one disk: those that are shown of each, and the
+// format it was copied in as, whatever is shown: what was copied in is there to
+// be read back.
+func (o *Opener) ViewsOf(d catalog.Disk) []codec.View {
+	for _, v := range o.cfg.Views {
+		if v.Name() == d.Imported() {
+			return o.cfg.Views
+		}
+	}
+	for _, f := range o.cfg.Formats {
+		if f.Name() == d.Imported() {
+			return append(slices.Clip(o.cfg.Views), f)
+		}
+	}
+	return o.cfg.Views
+}
 
 // Open returns disk d of im, opened. An error that lies in the image itself is
 // remembered for that version; one that may pass is not.
