@@ -78,6 +78,7 @@ type file struct {
 var (
 	_ fs.NodeOpener      = (*file)(nil)
 	_ fs.NodeGetattrer   = (*file)(nil)
+	_ fs.NodeFsyncer     = (*file)(nil)
 	_ fs.NodeGetxattrer  = (*file)(nil)
 	_ fs.NodeListxattrer = (*file)(nil)
 	_ fs.FileReader      = (*handle)(nil)
@@ -115,6 +116,9 @@ func (n *file) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	}
 	return &handle{n, f}, fuse.FOPEN_KEEP_CACHE, 0
 }
+
+// Fsync does nothing: all of a disk is stored, or it would not be shown.
+func (n *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return 0 }
 
 // handle is an open file.
 type handle struct {

@@ -176,10 +176,25 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// Truncate cuts or extends the file to size bytes.
+// Truncate cuts or extends the file to size bytes. To the size that it begins
+// with, it changes nothing.
 func (f *File) Truncate(ctx context.Context, size int64) error {
+	if f.untouchedSize() == size {
+		return nil
+	}
 	// Extended with zeros, it is not written up to there yet.
 	return f.change(ctx, size, 0, size > 0, func() error { return f.data.Truncate(size) })
+}
+
+// untouchedSize is the size of the file that this one replaces, while nothing
+// was changed, and else -1.
+func (f *File) untouchedSize() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.base == nil || f.copied {
+		return -1
+	}
+	return f.base.Size()
 }
 
 // Allocate is fallocate(2) with a mode of it: holes are punched, ranges zeroed

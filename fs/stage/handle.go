@@ -84,7 +84,7 @@ func (h *Handle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) 
 
 // Truncate cuts or extends the file.
 func (h *Handle) Truncate(ctx context.Context, size int64) error {
-	h.wrote.Store(true)
+	h.wrote.Store(h.wrote.Load() || h.f.untouchedSize() != size)
 	return h.f.Truncate(ctx, size)
 }
 

@@ -84,6 +84,9 @@ func (s *Spool) Create(folder, name string) (*File, error) {
 		if _, err := ParseName(s.cfg.Exts, folder, name); err != nil {
 			return nil, err
 		}
+		if err := s.taken(folder, name); err != nil {
+			return nil, err
+		}
 	}
 	f, err := s.make(record{Folder: folder, Name: name, State: Writing, Base: s.current(folder, name)})
 	if err != nil {
@@ -145,20 +148,42 @@ func (s *Spool) unclaim(f *File) {
 	maps.DeleteFunc(s.claims, func(_ claim, g *File) bool { return g == f })
 }
 
+// taken refuses the short name of an image that exists in another format: who
+// copies to a name that is not there does not mean to replace anything.
+func (s *Spool) taken(folder, name string) error {
+	t, err := ParseName(s.cfg.Exts, folder, name)
+	if err != nil || folder != "" {
+		return err
+	}
+	d, ok := s.disk(t)
+	if !ok || d.Imported() == t.Format {
+		return nil
+	}
+	return exists(fmt.Sprintf("image %q has a disk 0 in another format: copy to images/%s/disk0.%s to replace it", t.Image, t.Image, t.Format))
+}
+
 // current is the key of the object that the disk of that name has now.
 func (s *Spool) current(folder, name string) string {
 	t, err := ParseName(s.cfg.Exts, folder, name)
-	if err != nil || !s.cfg.Catalog.Has(t.Image) {
+	if err != nil {
 		return ""
+	}
+	d, _ := s.disk(t)
+	return d.Object.Key
+}
+
+// disk is the disk that is at a target now.
+func (s *Spool) disk(t Target) (catalog.Disk, bool) {
+	if !s.cfg.Catalog.Has(t.Image) {
+		return catalog.Disk{}, false
 	}
 	ctx, cancel := context.WithTimeout(s.stop, time.Minute)
 	defer cancel()
 	img, err := s.cfg.Catalog.Lookup(ctx, t.Image)
 	if err != nil {
-		return ""
+		return catalog.Disk{}, false
 	}
-	d, _ := img.Disk(t.Number)
-	return d.Object.Key
+	return img.Disk(t.Number)
 }
 
 // make makes the folder of a file, with its record in it.
@@ -366,6 +391,9 @@ func (s *Spool) Unlink(folder, name string) error {
 func (s *Spool) Rename(ctx context.Context, folder, name, toFolder, toName string) error {
 	if !Unfinished(toName) {
 		if _, err := ParseName(s.cfg.Exts, toFolder, toName); err != nil {
+			return err
+		}
+		if err := s.taken(toFolder, toName); err != nil {
 			return err
 		}
 	}

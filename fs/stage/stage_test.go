@@ -393,6 +393,26 @@ func wait(t *testing.T, what string, done func() bool) {
 	}
 }
 
+func TestShortNamesReplaceNothingUnseen(t *testing.T) {
+	e := newEnv(t, mem.New())
+	old := noise(10_000)
+	if err := e.copyIn("", "web.raw", old); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.spool.Create("", "web.vdi"); !errors.Is(err, iofs.ErrExist) || !strings.Contains(err.Error(), "images/web/disk0.vdi") {
+		t.Errorf("a short name in another format: %v", err)
+	}
+	if err := e.copyIn("", ".web.vdi.Ab12", image(t, "vdi", codectest.Empty(1<<20))); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.spool.Rename(t.Context(), "", ".web.vdi.Ab12", "", "web.vdi"); !errors.Is(err, iofs.ErrExist) {
+		t.Errorf("a rename to it: %v", err)
+	}
+	if err := e.spool.Rename(t.Context(), "", ".web.vdi.Ab12", "web", "disk0.vdi"); err != nil {
+		t.Errorf("the long name: %v", err)
+	}
+}
+
 func TestTwoWritersOfOneName(t *testing.T) {
 	e := newEnv(t, mem.New())
 	h := e.create("web", "disk0.raw")
