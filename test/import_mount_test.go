@@ -68,7 +68,7 @@ func TestImportKeepsDisks(t *testing.T) {
 			t.Errorf("rm -rf: %v, %s", err, out)
 		}
 		// Emptied and closed, or not even written, is no new version.
-		mustSh(t, `: >"$1"; : >>"$1"; truncate -c -s +0 "$1" || true`, disk)
+		mustSh(t, `: >"$1"; : >>"$1"`, disk)
 		imported{image: "vm", ext: "qcow2", file: filepath.Join(src, "vm.qcow2")}.check(t, d, m)
 		if keys := d.objects(t); len(keys) != 1 {
 			t.Errorf("the store has %v", keys)
@@ -227,7 +227,7 @@ func TestImportAsUser(t *testing.T) {
 		mv "$HOME/mnt/images/vm" "$HOME/mnt/images/vm-2026"
 		test "$(<"$HOME/mnt/.imagefs/errors")" = ""
 		trap - EXIT
-		"$HOME/imagefs" unmount "$HOME/mnt"`); err != nil || out != "mv: "+out && out != "" {
+		"$HOME/imagefs" unmount "$HOME/mnt"`); err != nil || out != "" {
 		t.Errorf("%v\n%s", err, out)
 	}
 	d := &depot{url: filepath.Join(home, "store"), dir: filepath.Join(home, "store")}
