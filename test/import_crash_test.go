@@ -469,7 +469,21 @@ func (k *killer) clean(m *Mounted) {
 		delete(k.images, name)
 	}
 	k.old = slices.Clone(k.old[n:])
-	k.gc()
+	// The server may still be at the last request of the daemon that was killed.
+	var left []string
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		k.gc()
+		if left = k.unnamed(m); len(left) == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	if len(left) > 0 {
+		k.Errorf("round %d: nothing names %q, and gc left it", k.round, left)
+	}
+}
+
+// unnamed are the objects that no image of the mount has.
+func (k *killer) unnamed(m *Mounted) (left []string) {
 	named := make(map[string]bool)
 	for _, name := range k.old {
 		if d, err := diskOf(m, name, 0); err == nil {
@@ -478,7 +492,8 @@ func (k *killer) clean(m *Mounted) {
 	}
 	for _, key := range k.objects(k) {
 		if !named[key] {
-			k.Errorf("round %d: nothing names %s, and gc left it", k.round, key)
+			left = append(left, key)
 		}
 	}
+	return left
 }
