@@ -34,7 +34,7 @@ const (
 // ends a check that never would.
 const (
 	maxHeap  = 256 * mib
-	watchdog = time.Minute
+	watchdog = 5 * time.Minute
 )
 
 // kinds are the formats and their variants that qemu-img writes.
