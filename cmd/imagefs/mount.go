@@ -191,7 +191,7 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 		if f.spool.writeBack {
 			mode = "write-back"
 		}
-		spool, _ = f.spool.folder(s.store.name) // it was made, so it has a name
+		spool, _ = f.spool.folder(s.store.id) // it was made, so it has a name
 	}
 	return struct {
 		Store      string   `json:"store"`

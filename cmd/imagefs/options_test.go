@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"imagefs/remote"
+	"imagefs/remote/remotetest"
 )
 
 func TestSizeFlag(t *testing.T) {
@@ -126,6 +127,35 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 		printHelp(&b, c)
 		if !strings.Contains(b.String(), c.summary) || !strings.Contains(b.String(), "imagefs "+c.name) {
 			t.Errorf("%s: %s", c.name, b.String())
+		}
+	}
+}
+
+// TestSpoolsOfStores: what was copied into one store must never be taken for
+// what another is to get.
+func TestSpoolsOfStores(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "testkey")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "testsecret")
+	f := &spoolFlags{dir: t.TempDir()}
+	seen := make(map[string]string)
+	for _, endpoint := range []string{remotetest.NewServer(t).Endpoint, remotetest.NewServer(t).Endpoint} {
+		for _, names := range [][]string{{"s3://bucket/a", "s3://bucket/a/"}, {"s3://bucket/b"}} {
+			var folder string
+			for _, name := range names {
+				st, err := (&storeFlags{endpoint: endpoint, pathStyle: "path"}).open(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := f.folder(st.id)
+				if err != nil || folder != "" && got != folder {
+					t.Errorf("%s: %q, %v; want %q", name, got, err, folder)
+				}
+				folder = got
+			}
+			if other := seen[folder]; other != "" {
+				t.Errorf("%s at %s shares %q with %s", names[0], endpoint, folder, other)
+			}
+			seen[folder] = names[0] + " at " + endpoint
 		}
 	}
 }

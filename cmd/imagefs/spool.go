@@ -56,13 +56,13 @@ func (f *spoolFlags) root() (string, error) {
 	return filepath.Abs(dir)
 }
 
-// folder is where the files for a store wait.
-func (f *spoolFlags) folder(storeName string) (string, error) {
+// folder is where the files for a store wait: two stores never share one.
+func (f *spoolFlags) folder(store string) (string, error) {
 	dir, err := f.root()
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256([]byte(storeName))
+	sum := sha256.Sum256([]byte(store))
 	return filepath.Join(dir, hex.EncodeToString(sum[:8])), nil
 }
 
@@ -71,7 +71,7 @@ func (f *spoolFlags) open(ctx context.Context, s *session, log *slog.Logger, pro
 	if f.readOnly {
 		return nil, nil
 	}
-	dir, err := f.folder(s.store.name)
+	dir, err := f.folder(s.store.id)
 	if err != nil {
 		return nil, err
 	}

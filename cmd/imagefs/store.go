@@ -39,6 +39,7 @@ func (f *storeFlags) add(set *pflag.FlagSet) {
 type store struct {
 	*remote.Observed
 	name  string     // for people, and for the mount table
+	id    string     // tells it from every other store
 	stats func() any // of the store's own client, or nil
 	close func() error
 }
@@ -58,7 +59,7 @@ func (f *storeFlags) open(ctx context.Context, name string) (*store, error) {
 			return nil, storeError{err}
 		}
 		return &store{
-			Observed: remote.Observe(s), name: name,
+			Observed: remote.Observe(s), name: name, id: s.Identity(),
 			stats: func() any { return s.Stats() }, close: func() error { return nil },
 		}, nil
 	}
@@ -73,7 +74,7 @@ func (f *storeFlags) open(ctx context.Context, name string) (*store, error) {
 	if err != nil {
 		return nil, storeError{err}
 	}
-	return &store{Observed: remote.Observe(s), name: path, close: s.Close}, nil
+	return &store{Observed: remote.Observe(s), name: path, id: path, close: s.Close}, nil
 }
 
 // views turns the value of --formats into what is shown.

@@ -130,3 +130,9 @@ func parseEndpoint(s string) (host string, secure bool, err error) {
 	}
 	return u.Host, u.Scheme == "https", nil
 }
+
+// Identity names the store among all: the service that answers, the bucket and
+// the folder in it.
+func (s *Store) Identity() string {
+	return strings.TrimSuffix(s.client.EndpointURL().String(), "/") + "/" + s.bucket + "/" + s.prefix
+}
