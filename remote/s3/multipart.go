@@ -80,10 +80,12 @@ type part struct {
 func (p part) plain() bool { return p.md5 != "" && strings.EqualFold(p.etag, p.md5) }
 
 // begin asks for a CRC-32C of every part, unless the server is known not to
-// compare it, or refuses to be asked.
+// compare it, or refuses to be asked. An upload whose beginning was not answered
+// is ended where the key is nobody else's.
 func (p *put) begin(ctx context.Context) (*multipart, error) {
 	m := &multipart{p: p, parts: make(map[int]part)}
 	s := p.s
+	lost := false
 	err := s.do(ctx, func(ctx context.Context, t *try) error {
 		opts := p.options()
 		m.summed = s.sums.Load() != ignores
@@ -93,6 +95,7 @@ func (p *put) begin(ctx context.Context) (*multipart, error) {
 		var err error
 		m.id, err = s.client.NewMultipartUpload(ctx, s.bucket, s.prefix+p.key, opts)
 		if !m.summed || !unknownSum(err) {
+			lost = lost || err != nil && (status(err) == 0 || status(err) >= 500)
 			return err
 		}
 		t.alive()
@@ -102,6 +105,13 @@ func (p *put) begin(ctx context.Context) (*multipart, error) {
 		}
 		return err
 	})
+	if err == nil && lost && p.alone {
+		// What remains in spite of this is for the collector of garbage.
+		_ = s.do(ctx, func(ctx context.Context, t *try) error {
+			_, err := s.abortListed(ctx, t, p.key, m.id)
+			return err
+		})
+	}
 	return m, err
 }
 

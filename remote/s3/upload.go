@@ -149,10 +149,10 @@ func (s *Store) AbortUploads(ctx context.Context, key string) error {
 		return fmt.Errorf("abort uploads: %w", err)
 	}
 	err := s.do(ctx, func(ctx context.Context, t *try) error {
-		if n, err := s.abortListed(ctx, t, key); err != nil || n == 0 {
+		if n, err := s.abortListed(ctx, t, key, ""); err != nil || n == 0 {
 			return err
 		}
-		n, err := s.abortListed(ctx, t, key)
+		n, err := s.abortListed(ctx, t, key, "")
 		if err == nil && n > 0 {
 			err = errListed
 		}
@@ -164,8 +164,9 @@ func (s *Store) AbortUploads(ctx context.Context, key string) error {
 	return nil
 }
 
-// abortListed ends the uploads of key and returns how many were listed.
-func (s *Store) abortListed(ctx context.Context, t *try, key string) (listed int, err error) {
+// abortListed ends the uploads of key but for the one with the id keep, and
+// returns how many were listed.
+func (s *Store) abortListed(ctx context.Context, t *try, key, keep string) (listed int, err error) {
 	l := &uploadListing{s: s, prefix: key}
 	for !l.done {
 		page, err := l.next(ctx)
@@ -173,7 +174,7 @@ func (s *Store) abortListed(ctx context.Context, t *try, key string) (listed int
 			return listed, err
 		}
 		for _, u := range page {
-			if u.Key != key {
+			if u.Key != key || u.ID == keep {
 				continue
 			}
 			listed++

@@ -65,6 +65,8 @@ func TestUploadUnderFaults(t *testing.T) {
 		want   error // nil: the right bytes
 	}{
 		{"busy at the beginning", initiating, busy(2), nil},
+		{"begun and the answer lost", initiating, remotetest.Faults{Lose: 2}, nil},
+		{"begun and busy", initiating, late(2, 503, "SlowDown"), nil},
 		{"busy during a part", parting, busy(2), nil},
 		{"busy at the end", completing, busy(2), nil},
 		{"busy during the probe of a part", probing, busy(2), nil},
