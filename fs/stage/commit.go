@@ -226,7 +226,7 @@ func (f *File) rewrite() error {
 // startStream begins to send parts behind the writer, once: when the content
 // is, by its first bytes, what the name promises. Raw disks are encoded before
 // they are stored, and wait.
-func (f *File) startStream(end int64) {
+func (f *File) startStream() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.tried {
@@ -254,6 +254,7 @@ func (f *File) startStream(end int64) {
 			if s, err = f.s.im.begin(ctx, f.data, key); err == nil {
 				f.mu.Lock()
 				f.sent = s
+				end := f.end
 				f.mu.Unlock()
 				s.follow()
 				s.advance(end)

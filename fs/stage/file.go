@@ -46,6 +46,7 @@ type File struct {
 	removed bool              // guarded by mu; nobody but its handles wants it
 	closed  bool              // guarded by mu; and there is none: its bytes are gone
 	sent    *stream           // guarded by mu; parts sent while it is written
+	end     int64             // guarded by mu; of what was ever written
 	tried   bool              // guarded by mu; to begin such a stream
 	quiet   *time.Timer       // guarded by mu; commits when it ends
 	done    int64             // guarded by mu; bytes that the store took
@@ -183,7 +184,12 @@ func (f *File) Truncate(ctx context.Context, size int64) error {
 		return nil
 	}
 	// Extended with zeros, it is not written up to there yet.
-	return f.change(ctx, size, 0, size > 0, func() error { return f.data.Truncate(size) })
+	return f.change(ctx, size, 0, size > 0, func() error {
+		f.mu.Lock()
+		f.end = min(f.end, size)
+		f.mu.Unlock()
+		return f.data.Truncate(size)
+	})
 }
 
 // untouchedSize is the size of the file that this one replaces, while nothing
@@ -224,11 +230,15 @@ func (f *File) change(ctx context.Context, off, end int64, keep bool, do func() 
 	if err := do(); err != nil {
 		return fmt.Errorf("staged file: %w", bare(err))
 	}
+	f.mu.Lock()
+	f.end = max(f.end, end)
+	s = f.sent // it may have begun meanwhile
+	f.mu.Unlock()
 	s.touch(off) // again: what was read meanwhile may be old
 	if s != nil {
 		s.advance(end)
 	} else if end >= remote.PartSize(1) {
-		f.startStream(end)
+		f.startStream()
 	}
 	return nil
 }

@@ -46,6 +46,10 @@ func (im *Importer) upload(ctx context.Context, j *Job, format string, f *os.Fil
 	o, sum, err = s.finish(ctx, size)
 	if err != nil {
 		s.abort()
+		if s == j.sent && !errors.Is(err, remote.ErrUnavailable) {
+			j.sent = nil // what was sent ahead is of no use: all of it anew
+			return im.upload(ctx, j, format, f, size)
+		}
 		return o, "", fmt.Errorf("upload %q: %w", s.key, err)
 	}
 	return o, sum, nil
