@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"imagefs/codec"
 	"imagefs/codec/all"
 	"imagefs/codec/codectest"
 	"imagefs/fs/stage"
@@ -177,12 +178,15 @@ func (e *env) crashImport(file string) {
 	left := e.create("web", "disk1.raw")
 	fill(e.T, left, b[:crashLeft])
 	h := e.create("web", "disk0"+filepath.Ext(file))
-	for off := 0; off < len(b); off += 1 << 20 {
-		n := min(1<<20, len(b)-off)
-		if _, err := h.WriteAt(e.Context(), b[off:off+n], int64(off)); err != nil {
+	for off := 0; off < len(b); off += 64 << 10 {
+		p := b[off:min(off+64<<10, len(b))]
+		if len(bytes.Trim(p, "\x00")) == 0 && off+len(p) < len(b) {
+			continue // a hole, as cp leaves it
+		}
+		if _, err := h.WriteAt(e.Context(), p, int64(off)); err != nil {
 			e.Fatal(err)
 		}
-		fmt.Println("wrote", off+n)
+		fmt.Println("wrote", off+len(p))
 	}
 	if err := h.Flush(e.Context()); err != nil {
 		e.Fatal(err)
@@ -192,20 +196,33 @@ func (e *env) crashImport(file string) {
 }
 
 // crashLeft is the size of the file that is never closed.
-const crashLeft = 300_000
+const crashLeft = 200_000
+
+// hollow is a disk that has data everywhere, most of it zeros: files of many
+// bytes that cost a disk little.
+type hollow struct{ codec.Disk }
+
+func (h hollow) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := h.Disk.ReadAt(ctx, p, off)
+	for i := range p[:n] {
+		if (off+int64(i))%(1<<20) >= 64<<10 {
+			p[i] = 0
+		}
+	}
+	return n, err
+}
 
 // TestKilledAtEveryStep imports a file in a process that is killed at the k-th
 // step of the store, for every k until it gets through; kills the next process,
-// which takes up what is left, at some step too; and looks at what a third one
-// makes of it.
+// which takes up what is left, at some step too, every other time; and looks at
+// what the last one makes of it.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, tc := range []struct {
 		name, ext string
 		size      int64
 		back      bool
 	}{
-		{"raw", ".raw", 3<<20 + 77, false},
-		{"raw, write-back", ".raw", 1 << 20, true},
+		{"raw", ".raw", 300<<10 + 77, false},
 		{"qcow2 of two parts", ".qcow2", 17 << 20, false},
 		{"qcow2 of two parts, write-back", ".qcow2", 17 << 20, true},
 	} {
@@ -214,7 +231,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "file"+tc.ext)
 			b := noise(int(tc.size))
 			if tc.ext == ".qcow2" {
-				b = image(t, "qcow2", codectest.Full(tc.size, 1))
+				b = image(t, "qcow2", hollow{codectest.Full(tc.size, 1)})
 			}
 			if err := os.WriteFile(file, b, 0o600); err != nil {
 				t.Fatal(err)
@@ -258,8 +275,8 @@ func (c *crash) run(file string, b []byte, at int) bool {
 	}
 	through := c.child(file, at)
 	sealed := c.sealed()
-	if !through {
-		c.child("", 1+at%9)
+	if !through && at%2 == 0 {
+		c.child("", 1+at/2%9)
 	}
 	c.check(b, sealed)
 	return through
