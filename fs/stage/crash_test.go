@@ -178,9 +178,10 @@ func (e *env) crashImport(file string) {
 	left := e.create("web", "disk1.raw")
 	fill(e.T, left, b[:crashLeft])
 	h := e.create("web", "disk0"+filepath.Ext(file))
-	for off := 0; off < len(b); off += 64 << 10 {
-		p := b[off:min(off+64<<10, len(b))]
-		if len(bytes.Trim(p, "\x00")) == 0 && off+len(p) < len(b) {
+	hole := make([]byte, 64<<10)
+	for off := 0; off < len(b); off += len(hole) {
+		p := b[off:min(off+len(hole), len(b))]
+		if bytes.Equal(p, hole) && off+len(p) < len(b) {
 			continue // a hole, as cp leaves it
 		}
 		if _, err := h.WriteAt(e.Context(), p, int64(off)); err != nil {
