@@ -232,7 +232,7 @@ func TestAttributes(t *testing.T) {
 	seen := map[string]syscall.Stat_t{}
 	inodes := map[uint64]string{}
 	for round := range 2 {
-		m := Mount(t, store, "--formats", "all")
+		m := Mount(t, store, "--formats", "all", "--read-only")
 		for _, v := range views {
 			for _, name := range []string{filepath.Join("images", "disk", "disk0."+v.ext), filepath.Join("by-format", v.ext, "disk-0."+v.ext)} {
 				st := stat(t, m.Path(name))
