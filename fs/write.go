@@ -10,6 +10,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"imagefs/codec"
 	"imagefs/fs/stage"
 )
 
@@ -267,7 +268,7 @@ func (n *file) replace(ctx context.Context, flags uint32) syscall.Errno {
 	if s.Lookup(n.im.Name, name, pid(ctx)) != nil {
 		return syscall.EROFS // looked up again and found nothing: not by a name in images/
 	}
-	var base *stage.Base
+	var base codec.Disk // nil where nothing of it is kept
 	if !truncates {
 		d, err := n.t.opener.Open(ctx, n.im, n.disk)
 		if err != nil {
@@ -277,7 +278,7 @@ func (n *file) replace(ctx context.Context, flags uint32) syscall.Errno {
 		if err != nil {
 			return n.t.fail("open", n.path(), err)
 		}
-		base = &stage.Base{Disk: f.Disk}
+		base = f.Disk
 	}
 	if _, err := s.Replace(n.im.Name, name, pid(ctx), base); err != nil {
 		return n.t.fail("open", n.path(), err)

@@ -113,7 +113,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	// Twice the live heap is the collector's habit; cached blocks are live.
 	debug.SetMemoryLimit(int64(f.cacheSize) + heapBesideCache)
 	problems := new(fs.Problems)
-	spool, err := f.spool.open(ctx, s, log, problems)
+	spool, err := f.spool.open(s, log, problems)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func (f *spoolFlags) folder(store string) (string, error) {
 }
 
 // open opens the spool of a mount, nil for one that is only read.
-func (f *spoolFlags) open(ctx context.Context, s *session, log *slog.Logger, problems *fs.Problems) (*stage.Spool, error) {
+func (f *spoolFlags) open(s *session, log *slog.Logger, problems *fs.Problems) (*stage.Spool, error) {
 	if f.readOnly {
 		return nil, nil
 	}
@@ -79,7 +79,7 @@ func (f *spoolFlags) open(ctx context.Context, s *session, log *slog.Logger, pro
 	if err != nil {
 		return nil, err
 	}
-	spool, err := stage.Open(ctx, stage.Config{
+	spool, err := stage.Open(stage.Config{
 		Dir: dir, Importer: im, Catalog: s.cat, Exts: all.Extensions, WriteBack: f.writeBack, Log: log,
 		Report: func(op, path string, err error) {
 			log.Error(op+" failed", "path", path, "err", err)

@@ -5,18 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"strings"
 	"time"
 
 	"imagefs/codec"
 	"imagefs/remote/catalog"
 )
-
-// refusedSuffix ends the name under which a refused file is shown when another
-// version of the disk has the name itself.
-const refusedSuffix = ".refused"
-
-func (f *File) isRefusedName() bool { return strings.HasSuffix(f.rec.Name, refusedSuffix) }
 
 // Reported is an error that Config.Report was told of already.
 type Reported struct{ error }
@@ -46,8 +39,8 @@ func (f *File) Commit(ctx context.Context) error {
 	f.mu.Unlock()
 	job, err := f.job()
 	if err == nil {
-		var c *checked
-		if c, err = f.s.im.check(ctx, job); err == nil {
+		var c *Checked
+		if c, err = f.s.im.Check(ctx, job); err == nil {
 			return f.seal(ctx, c)
 		}
 	}
@@ -73,7 +66,7 @@ func (f *File) job() (*Job, error) {
 }
 
 // seal notes that the file is complete and good, and stores it.
-func (f *File) seal(ctx context.Context, c *checked) error {
+func (f *File) seal(ctx context.Context, c *Checked) error {
 	back := f.s.cfg.WriteBack
 	if back {
 		if err := f.data.Sync(); err != nil {
@@ -97,8 +90,8 @@ func (f *File) seal(ctx context.Context, c *checked) error {
 }
 
 // store uploads and commits what was checked. io is held.
-func (f *File) store(ctx context.Context, c *checked) error {
-	img, err := f.s.im.commit(ctx, c)
+func (f *File) store(ctx context.Context, c *Checked) error {
+	img, err := c.Import(ctx)
 	f.mu.Lock()
 	f.sent, f.tried = nil, false
 	f.mu.Unlock()
@@ -130,7 +123,7 @@ func (f *File) progress(sent, total int64) {
 }
 
 // publish takes the file out of the tree: the catalog shows the disk now.
-func (f *File) publish(c *checked, img *catalog.Image) {
+func (f *File) publish(c *Checked, img *catalog.Image) {
 	f.mu.Lock()
 	f.rec.State = committed
 	if d, ok := img.Disk(c.Number); ok {
@@ -154,9 +147,6 @@ func (f *File) publish(c *checked, img *catalog.Image) {
 			}
 		})
 	}
-	if f.s.cfg.Published != nil {
-		f.s.cfg.Published(c.Image)
-	}
 }
 
 // fail notes why the file was not taken. What is wrong with the file itself is
@@ -174,7 +164,7 @@ func (f *File) fail(op string, err error) error {
 	defer f.mu.Unlock()
 	if refusal(err) {
 		f.rec.State = Refused
-		if hidden := f.rec.Replace || errors.Is(err, catalog.ErrConflict); hidden && !f.gone && !f.isRefusedName() {
+		if hidden := f.rec.Replace || errors.Is(err, catalog.ErrConflict); hidden && !f.gone && !f.rec.refused() {
 			f.s.move(f, f.rec.Folder, f.rec.Name+refusedSuffix)
 		}
 	} else {

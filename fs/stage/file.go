@@ -39,7 +39,7 @@ type File struct {
 	copied  bool              // guarded by mu; base is in data, or not wanted
 	dirty   bool              // guarded by mu; changed since it was last looked at
 	verdict error             // guarded by mu; of that look
-	good    *checked          // guarded by mu; what it found good, while it is sealed
+	good    *Checked          // guarded by mu; what it found good, while it is sealed
 	writers int               // guarded by mu; handles that may write
 	handles int               // guarded by mu; all handles
 	gone    bool              // guarded by mu; committed: the catalog shows it

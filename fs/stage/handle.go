@@ -110,13 +110,14 @@ func (h *Handle) Flush(ctx context.Context) error {
 // nothing else was done: that is how touch(1) works.
 func (f *File) touch(ctx context.Context) error {
 	f.mu.Lock()
-	modified, same := f.rec.Modified, f.untouched()
+	modified := f.rec.Modified
+	if !f.untouched() || modified.IsZero() {
+		f.mu.Unlock()
+		return nil
+	}
 	f.rec.Modified = time.Time{}
 	folder, name := f.rec.Folder, f.rec.Name
 	f.mu.Unlock()
-	if !same || modified.IsZero() {
-		return nil
-	}
 	t, err := ParseName(f.s.cfg.Exts, folder, name)
 	if err != nil {
 		return err
@@ -156,7 +157,7 @@ func (f *File) Quiet() {
 // startQuiet starts waiting for a quiet period, if that is what the file is
 // about to be committed after. mu is held.
 func (f *File) startQuiet() {
-	if f.writers > 0 || !f.dirty || f.gone || f.removed || f.rec.State != Writing || Unfinished(f.rec.Name) {
+	if f.writers > 0 || !f.dirty || f.gone || f.removed || f.rec.State != Writing || !f.rec.final() {
 		return
 	}
 	f.stopQuiet()
@@ -175,7 +176,7 @@ func (f *File) stopQuiet() {
 func (f *File) final() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return !Unfinished(f.rec.Name) && !f.isRefusedName()
+	return f.rec.final()
 }
 
 // discard removes the file's folder, when nothing of it is left in the store

@@ -74,52 +74,25 @@ type Job struct {
 	sent *stream // what was sent while the file was written, or nil
 }
 
-// checked is a job whose content was looked at.
-type checked struct {
+// Checked is a job whose file was found good.
+type Checked struct {
 	*Job
+	im     *Importer
 	src    *local
 	format codec.Format
 	disk   codec.Disk
 }
 
-// Import checks a file, stores it and commits the disk to the catalog: the
-// image is there for all when it returns. An error that lies in the content
-// wraps [ErrRefused]; after any error nothing is visible of the attempt.
-func (im *Importer) Import(ctx context.Context, j *Job) (*catalog.Image, error) {
-	c, err := im.check(ctx, j)
-	if err != nil {
-		j.sent.abort()
-		return nil, err
-	}
-	return im.commit(ctx, c)
-}
-
-// Checked is a job whose file was found good.
-type Checked struct {
-	im *Importer
-	c  *checked
-}
-
-// Check looks at a file as Import does, and stores nothing yet.
-func (im *Importer) Check(ctx context.Context, j *Job) (*Checked, error) {
-	c, err := im.check(ctx, j)
-	if err != nil {
-		return nil, err
-	}
-	return &Checked{im, c}, nil
-}
-
 // Format is the format of the file.
-func (c *Checked) Format() string { return c.c.format.Name() }
+func (c *Checked) Format() string { return c.format.Name() }
 
-// Import does what is left of [Importer.Import] after the check.
-func (c *Checked) Import(ctx context.Context) (*catalog.Image, error) { return c.im.commit(ctx, c.c) }
-
-func (im *Importer) check(ctx context.Context, j *Job) (*checked, error) {
+// Check looks at a file, and stores nothing. An error that lies in the content
+// wraps [ErrRefused].
+func (im *Importer) Check(ctx context.Context, j *Job) (*Checked, error) {
 	if err := catalog.CheckName(j.Image); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrName, err)
 	}
-	c := &checked{Job: j, src: &local{j.File, j.Size}}
+	c := &Checked{Job: j, im: im, src: &local{j.File, j.Size}}
 	err := func() (err error) {
 		if j.Declared {
 			c.format, err = im.byName("raw")
@@ -152,8 +125,11 @@ func (im *Importer) byName(name string) (codec.Format, error) {
 	return nil, fmt.Errorf("%w: unknown format %q", codec.ErrUnsupported, name)
 }
 
-// commit stores what was checked and makes it visible.
-func (im *Importer) commit(ctx context.Context, c *checked) (*catalog.Image, error) {
+// Import stores the file and commits the disk to the catalog: the image is
+// there for all when it returns. After an error nothing is visible of the
+// attempt.
+func (c *Checked) Import(ctx context.Context) (*catalog.Image, error) {
+	im := c.im
 	o, d, err := im.put(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("store disk %d of %q: %w", c.Number, c.Image, err)
@@ -180,7 +156,7 @@ func (im *Importer) commit(ctx context.Context, c *checked) (*catalog.Image, err
 }
 
 // put stores the object of a disk and describes it.
-func (im *Importer) put(ctx context.Context, c *checked) (o remote.Object, d catalog.EntryDisk, err error) {
+func (im *Importer) put(ctx context.Context, c *Checked) (o remote.Object, d catalog.EntryDisk, err error) {
 	if c.format.Name() != "raw" {
 		d.Format = c.format.Name()
 		o, d.SHA256, err = im.upload(ctx, c.Job, d.Format, c.File, c.Size)

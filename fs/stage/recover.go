@@ -21,7 +21,7 @@ import (
 // Open opens the spool in cfg.Dir and takes over what dead processes left
 // there. Several processes may have a spool in one folder, each with files of
 // its own.
-func Open(ctx context.Context, cfg Config) (*Spool, error) {
+func Open(cfg Config) (*Spool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -37,14 +37,14 @@ func Open(ctx context.Context, cfg Config) (*Spool, error) {
 		slots: make(chan struct{}, backCommits),
 	}
 	s.stop, s.end = context.WithCancel(context.Background())
-	if err := s.open(ctx); err != nil {
+	if err := s.open(); err != nil {
 		s.end()
 		return nil, fmt.Errorf("spool %q: %w", cfg.Dir, err)
 	}
 	return s, nil
 }
 
-func (s *Spool) open(ctx context.Context) error {
+func (s *Spool) open() error {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return bare(err)
 	}
@@ -76,7 +76,7 @@ func (s *Spool) open(ctx context.Context) error {
 			return fmt.Errorf("take over %q: %w", dir, err)
 		}
 	}
-	return s.revive(ctx)
+	return s.revive()
 }
 
 // lockFile holds the lock of a file until it is closed, or the process ends.
@@ -128,7 +128,7 @@ func (s *Spool) inherit(dir string) error {
 }
 
 // revive takes up what was inherited.
-func (s *Spool) revive(ctx context.Context) error {
+func (s *Spool) revive() error {
 	es, err := os.ReadDir(filepath.Join(s.dir, draftsName))
 	if err != nil {
 		return bare(err)
@@ -144,7 +144,7 @@ func (s *Spool) revive(ctx context.Context) error {
 		return bare(err)
 	}
 	for _, e := range es {
-		if err := s.reviveFile(ctx, e.Name()); err != nil {
+		if err := s.reviveFile(e.Name()); err != nil {
 			s.cfg.Log.Error("staged file is left as it is", "path", filepath.Join(s.dir, filesName, e.Name()), "err", err)
 			s.cfg.Report("resume", e.Name(), err)
 		}
@@ -152,7 +152,7 @@ func (s *Spool) revive(ctx context.Context) error {
 	return nil
 }
 
-func (s *Spool) reviveFile(ctx context.Context, id string) error {
+func (s *Spool) reviveFile(id string) error {
 	f := &File{ID: id, s: s, dir: filepath.Join(s.dir, filesName, id), attr: Attr{Mode: 0o644}}
 	rec, err := load(f.dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && rec.State == committed && rec.Key == "" {
@@ -184,7 +184,7 @@ func (s *Spool) reviveFile(ctx context.Context, id string) error {
 		return nil
 	}
 	name := rec.Name
-	if rec.Replace && rec.State == Writing && !f.isRefusedName() {
+	if rec.Replace && rec.State == Writing && !f.rec.refused() {
 		name += refusedSuffix // nobody has its handle any more
 	}
 	s.move(f, rec.Folder, name)
@@ -206,7 +206,11 @@ func (s *Spool) later(f *File) { s.goWork(func(ctx context.Context) { s.retry(ct
 
 // background commits f in the background.
 func (s *Spool) background(f *File) {
-	s.goWork(func(ctx context.Context) { _ = f.Commit(ctx) }) // reported where it fails
+	s.goWork(func(ctx context.Context) {
+		if !f.busy() { // else its writer's release starts the next quiet period
+			_ = f.Commit(ctx) // reported where it fails
+		}
+	})
 }
 
 func (s *Spool) goWork(fn func(context.Context)) {
@@ -287,7 +291,7 @@ func (f *File) resume(ctx context.Context) error {
 }
 
 // checked is the file as it was found good, by this process or now. io is held.
-func (f *File) checked(ctx context.Context) (*checked, error) {
+func (f *File) checked(ctx context.Context) (*Checked, error) {
 	job, err := f.job()
 	if err != nil {
 		return nil, err
@@ -299,7 +303,7 @@ func (f *File) checked(ctx context.Context) (*checked, error) {
 		c.Job = job
 		return c, nil
 	}
-	return f.s.im.check(ctx, job)
+	return f.s.im.Check(ctx, job)
 }
 
 // named reports whether the catalog shows the object of a file under its name.
@@ -344,10 +348,11 @@ func (s *Spool) Close(ctx context.Context) error {
 	<-done
 	for _, f := range s.files() {
 		f.mu.Lock()
-		f.sent.abort()
+		sent := f.sent
 		f.sent = nil
-		f.data.Close()
 		f.mu.Unlock()
+		sent.abort()
+		f.data.Close()
 	}
 	left := len(s.Status())
 	if s.mu.Lock(); left == 0 && len(s.drafts) == 0 {

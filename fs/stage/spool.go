@@ -32,9 +32,8 @@ type Config struct {
 	WriteBack bool          // a close returns when the spool has the file durably
 	Quiet     time.Duration // without a writer, before a file opened for both is committed; default 2 s
 
-	Log       *slog.Logger
-	Report    func(op, path string, err error) // of failures for the operator; may be nil
-	Published func(image string)               // after each commit; may be nil
+	Log    *slog.Logger
+	Report func(op, path string, err error) // of failures for the operator; may be nil
 }
 
 // Spool holds the files that are being copied in. It is safe for concurrent
@@ -103,20 +102,15 @@ func (s *Spool) Create(folder, name string) (*File, error) {
 	return f, nil
 }
 
-// Base is what a replacement begins with: the bytes of the file it replaces.
-type Base struct{ codec.Disk }
-
 // Replace makes a file that is to replace a disk, and that look-ups of the name
-// by thread pid find until it is opened. It begins with the bytes of base, or
-// empty without one.
-func (s *Spool) Replace(folder, name string, pid uint32, base *Base) (*File, error) {
+// by thread pid find until it is opened. It begins with the bytes of base, those
+// of the file it replaces, or empty if that is nil.
+func (s *Spool) Replace(folder, name string, pid uint32, base codec.Disk) (*File, error) {
 	f, err := s.make(record{Folder: folder, Name: name, State: Writing, Replace: true, Base: s.current(folder, name)})
 	if err != nil {
 		return nil, err
 	}
-	if base != nil {
-		f.base = base.Disk
-	}
+	f.base = base
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := claim{place{folder, name}, pid}
@@ -385,64 +379,6 @@ func (s *Spool) Unlink(folder, name string) error {
 	return nil
 }
 
-// Rename moves a staged file, and commits it when it thereby gets its final
-// name and nobody writes it any more. The error is the verdict: the file then
-// keeps its old name.
-func (s *Spool) Rename(ctx context.Context, folder, name, toFolder, toName string) error {
-	if !Unfinished(toName) {
-		if _, err := ParseName(s.cfg.Exts, toFolder, toName); err != nil {
-			return err
-		}
-		if err := s.taken(toFolder, toName); err != nil {
-			return err
-		}
-	}
-	s.mu.Lock()
-	f, other := s.tree[place{folder, name}], s.tree[place{toFolder, toName}]
-	s.mu.Unlock()
-	if f == nil {
-		return fmt.Errorf("%q: %w", name, fs.ErrNotExist)
-	}
-	if other != nil && other != f {
-		if other.busy() {
-			return ErrBusy
-		}
-		other.io.Lock()
-		other.drop()
-		other.io.Unlock()
-	}
-	due, err := f.rename(toFolder, toName, s.current(toFolder, toName))
-	if err != nil || !due {
-		return err
-	}
-	if err := f.Commit(ctx); err != nil {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		s.move(f, folder, name)
-		f.save()
-		return err
-	}
-	return nil
-}
-
-// rename gives the file another name and reports whether it is to be
-// committed under it now.
-func (f *File) rename(folder, name, base string) (due bool, err error) {
-	f.io.RLock()
-	defer f.io.RUnlock()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.rec.Base, f.rec.Replace = base, base != ""
-	if f.rec.State == Refused {
-		f.rec.State, f.dirty = Writing, true
-	}
-	f.s.move(f, folder, name)
-	if err := f.rec.save(f.dir, false); err != nil {
-		return false, fmt.Errorf("staged file: %w", bare(err))
-	}
-	return f.dirty && f.writers == 0 && !Unfinished(name), nil
-}
-
 // CommitQuiet commits the files of a folder that wait for a quiet period.
 func (s *Spool) CommitQuiet(ctx context.Context, folder string) error {
 	var errs []error
@@ -462,61 +398,4 @@ func (f *File) busy() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.writers > 0
-}
-
-// move shows f under another name. f.mu is held; the caller saves the record.
-func (s *Spool) move(f *File, folder, name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.tree, func(_ place, g *File) bool { return g == f })
-	for n := 2; s.tree[place{folder, name}] != nil; n++ {
-		name = fmt.Sprintf("%s.%d%s", strings.TrimSuffix(name, refusedSuffix), n, refusedSuffix)
-	}
-	f.rec.Folder, f.rec.Name = folder, name
-	s.tree[place{folder, name}] = f
-}
-
-// RenameFolder renames an image: a draft here, or one of the catalog, with the
-// files that are staged in it.
-func (s *Spool) RenameFolder(ctx context.Context, from, to string) error {
-	if err := catalog.CheckName(to); err != nil {
-		return fmt.Errorf("%w: %w", ErrName, err)
-	}
-	if s.cfg.Catalog.Has(to) || s.HasFolder(to) && !s.emptyDraft(to) {
-		return exists(to)
-	}
-	s.undraft(to)
-	if s.cfg.Catalog.Has(from) {
-		if err := s.cfg.Catalog.Rename(ctx, from, to); err != nil {
-			return err
-		}
-	} else if err := s.Mkdir(to); err != nil {
-		return err
-	}
-	s.undraft(from)
-	s.mu.Lock()
-	var moved []*File
-	for p, f := range s.tree {
-		if p.folder == from {
-			moved = append(moved, f)
-		}
-	}
-	s.mu.Unlock()
-	for _, f := range moved {
-		f.mu.Lock()
-		s.move(f, to, f.rec.Name)
-		err := f.rec.save(f.dir, false)
-		f.mu.Unlock()
-		if err != nil {
-			return bare(err)
-		}
-	}
-	return nil
-}
-
-func (s *Spool) emptyDraft(name string) bool {
-	s.mu.Lock()
-	draft := s.drafts[name]
-	s.mu.Unlock()
-	return draft && len(s.List(name)) == 0
 }

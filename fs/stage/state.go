@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -38,6 +39,15 @@ type record struct {
 	Error    string    `json:"error,omitempty"`    // why it was refused
 	Replace  bool      `json:"replaces,omitempty"` // of a disk that is shown meanwhile
 }
+
+// refusedSuffix ends the name under which a refused file is shown when another
+// version of the disk has the name itself.
+const refusedSuffix = ".refused"
+
+func (r *record) refused() bool { return strings.HasSuffix(r.Name, refusedSuffix) }
+
+// final reports whether the name is one that a file is committed under.
+func (r *record) final() bool { return !Unfinished(r.Name) && !r.refused() }
 
 // save writes the record in one step. With durable set it is on the disk,
 // with the file's bytes and name, when save returns.
