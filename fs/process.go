@@ -16,9 +16,8 @@ import (
 // starts another while it copies has the file open there too until the other
 // program runs. Such a close says nothing of the file: it is not complete.
 type writers struct {
-	mu        sync.Mutex
-	last      uint32       // guarded by mu; thread that wrote last
-	processes map[int]bool // guarded by mu; holds 0 if there is one that is not known
+	mu      sync.Mutex
+	threads map[uint32]int // guarded by mu; those that wrote, and their processes, 0 if not known
 }
 
 // add notes the thread of a request that writes.
@@ -26,14 +25,13 @@ func (w *writers) add(ctx context.Context) {
 	tid := pid(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.processes != nil && tid == w.last {
+	if _, known := w.threads[tid]; known {
 		return
 	}
-	if w.processes == nil {
-		w.processes = make(map[int]bool)
+	if w.threads == nil {
+		w.threads = make(map[uint32]int)
 	}
-	w.last = tid
-	w.processes[process(tid)] = true
+	w.threads[tid] = process(tid)
 }
 
 // others reports whether all that was written is by processes other than that
@@ -42,7 +40,12 @@ func (w *writers) others(ctx context.Context) bool {
 	p := process(pid(ctx))
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return p != 0 && len(w.processes) > 0 && !w.processes[0] && !w.processes[p]
+	for _, writer := range w.threads {
+		if writer == 0 || writer == p {
+			return false
+		}
+	}
+	return p != 0 && len(w.threads) > 0
 }
 
 // process returns the process of a thread, 0 if it cannot be known.

@@ -14,6 +14,7 @@ import (
 	"imagefs/cache"
 	"imagefs/codec"
 	"imagefs/codec/all"
+	"imagefs/fs/image"
 	"imagefs/fs/stage"
 	"imagefs/remote"
 	"imagefs/remote/catalog"
@@ -31,9 +32,10 @@ func (s *session) checkDisk(ctx context.Context, d catalog.Disk, full bool) erro
 	if d.Object.ETag == "" {
 		return damagef("its object is missing")
 	}
-	var src codec.Source = &stored{s.store, d.Object}
+	obj := &image.Object{Store: s.store, Version: d.Object}
+	var src codec.Source = obj
 	if !remote.IsLocal(s.store) {
-		r := s.cache.Reader(&stored{s.store, d.Object}, d.Object.Size, cache.ReaderConfig{})
+		r := s.cache.Reader(obj, d.Object.Size, cache.ReaderConfig{})
 		defer r.Close()
 		src = r
 	}
@@ -84,7 +86,7 @@ const sector = 512
 // checkBytes reads the whole object and the whole disk.
 func (s *session) checkBytes(ctx context.Context, f codec.Format, src codec.Source, disk codec.Disk, d catalog.Disk) error {
 	if d.SHA256 != "" {
-		sum, err := sumOf(ctx, &stored{s.store, d.Object}, d.Object.Size)
+		sum, err := sumOf(ctx, &image.Object{Store: s.store, Version: d.Object}, d.Object.Size)
 		if err != nil {
 			return err
 		}
@@ -170,25 +172,4 @@ func sumOf(ctx context.Context, r codec.ReaderAt, size int64) (string, error) {
 		return "", failed
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// stored is a version of an object as a Source, and as what the cache fetches.
-type stored struct {
-	store remote.Store
-	o     remote.Object
-}
-
-func (s *stored) Size() int64 { return s.o.Size }
-
-func (s *stored) ReadRange(ctx context.Context, p []byte, off int64) error {
-	return s.store.ReadRange(ctx, s.o, p, off)
-}
-
-func (s *stored) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	return codec.ReadParts(ctx, p, off, s.o.Size, func(ctx context.Context, p []byte, off int64) (int, error) {
-		if err := s.store.ReadRange(ctx, s.o, p, off); err != nil {
-			return 0, err
-		}
-		return len(p), nil
-	})
 }

@@ -169,9 +169,9 @@ func permanent(err error) bool {
 }
 
 func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*Disk, error) {
-	var src codec.Source = &object{o.cfg.Store, d.Object}
+	var src codec.Source = &Object{o.cfg.Store, d.Object}
 	if !o.local {
-		src = o.cfg.Cache.Reader(&object{o.cfg.Store, d.Object}, d.Object.Size, cache.ReaderConfig{})
+		src = o.cfg.Cache.Reader(&Object{o.cfg.Store, d.Object}, d.Object.Size, cache.ReaderConfig{})
 	}
 	f, err := o.detect(ctx, src, d.Format)
 	if err != nil {
@@ -205,30 +205,33 @@ func (o *Opener) detect(ctx context.Context, src codec.Source, format string) (c
 	return found, nil
 }
 
-// object is a version in the store as a Source, and as what the cache fetches.
-type object struct {
-	store remote.Store
-	o     remote.Object
+// Object is a version in the store as a Source, and as what the cache fetches.
+type Object struct {
+	Store   remote.Store
+	Version remote.Object
 }
 
-func (s *object) Size() int64 { return s.o.Size }
+// Size is the size of the object.
+func (s *Object) Size() int64 { return s.Version.Size }
 
-func (s *object) ReadRange(ctx context.Context, p []byte, off int64) error {
-	return s.store.ReadRange(ctx, s.o, p, off)
+// ReadRange fills p with the bytes from off on.
+func (s *Object) ReadRange(ctx context.Context, p []byte, off int64) error {
+	return s.Store.ReadRange(ctx, s.Version, p, off)
 }
 
-func (s *object) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	return codec.ReadParts(ctx, p, off, s.o.Size, s.readPart)
+// ReadAt implements [codec.Source].
+func (s *Object) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return codec.ReadParts(ctx, p, off, s.Version.Size, s.readPart)
 }
 
-func (s *object) readPart(ctx context.Context, p []byte, off int64) (int, error) {
-	if err := s.store.ReadRange(ctx, s.o, p, off); err != nil {
+func (s *Object) readPart(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := s.Store.ReadRange(ctx, s.Version, p, off); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
 var (
-	_ codec.Source = (*object)(nil)
+	_ codec.Source = (*Object)(nil)
 	_ codec.Source = (*cache.Reader)(nil)
 )
