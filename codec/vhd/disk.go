@@ -21,10 +21,19 @@ type fixed struct {
 	src   codec.Source
 	size  int64
 	notes []string
+	doubt error // why readers disagree on the disk, or nil
 }
 
 func (d *fixed) Size() int64     { return d.size }
 func (d *fixed) Notes() []string { return d.notes }
+
+// Verify checks what [dynamic.Verify] does, as far as a fixed disk has it.
+func (d *fixed) Verify(context.Context) error {
+	if d.doubt != nil {
+		return fmt.Errorf("verify vhd: %w", d.doubt)
+	}
+	return nil
+}
 
 func (d *fixed) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return codec.ReadParts(ctx, p, off, d.size, d.src.ReadAt)
@@ -49,7 +58,8 @@ type dynamic struct {
 	t     *codec.Table
 	src   codec.Source
 	notes []string
-	shift uint // log2 of the unit
+	doubt error // why readers disagree on the disk, or nil
+	shift uint  // log2 of the unit
 	pages []atomic.Pointer[page]
 }
 
@@ -136,8 +146,12 @@ func (d *dynamic) bits(ctx context.Context, off int64) (*string, error) {
 
 // Verify checks, for an image that comes from a stranger, that sectors which
 // were never written are zeros in the file too: many readers, QEMU among them,
-// take the bytes and leave the bitmap alone. It reads all bitmaps.
+// take the bytes and leave the bitmap alone. It reads all bitmaps. A footer that
+// gives two sizes is refused as well.
 func (d *dynamic) Verify(ctx context.Context) error {
+	if d.doubt != nil {
+		return fmt.Errorf("verify vhd: %w", d.doubt)
+	}
 	unit := int64(1) << d.shift
 	buf := make([]byte, 128*sector)
 	for off := int64(0); off < d.t.Size(); off += unit {

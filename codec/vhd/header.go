@@ -29,7 +29,11 @@ type footer struct {
 	version    uint32
 	dataOffset uint64 // of the dynamic header, bytes
 	time       uint32 // seconds since 2000
+	creator    string // of four characters
 	size       uint64 // current size, bytes
+	cylinders  uint16
+	heads      byte
+	sectors    byte // per track
 	kind       uint32
 	uuid       [16]byte
 	saved      byte
@@ -55,7 +59,9 @@ func parseFooter(b []byte, at int64) (f footer, err error) {
 	f.version = be.Uint32(b[12:])
 	f.dataOffset = be.Uint64(b[16:])
 	f.time = be.Uint32(b[24:])
+	f.creator = string(b[28:32])
 	f.size = be.Uint64(b[48:])
+	f.cylinders, f.heads, f.sectors = be.Uint16(b[56:]), b[58], b[59]
 	f.kind = be.Uint32(b[60:])
 	copy(f.uuid[:], b[68:])
 	f.saved = b[84]
@@ -77,6 +83,21 @@ func (f footer) check() error {
 		return codec.Corruptf("VHD current size at 48 of the footer is %d: larger than any disk", f.size)
 	}
 	return nil
+}
+
+// doubt tells whether readers take disks of different sizes from this footer
+// for a reason that only damage can have. QEMU computes the size of what it
+// wrote itself of the geometry, unless that is the largest there is, and writes
+// a current size that is the same. Of other creators the two may differ, and
+// the current size is what counts.
+func (f footer) doubt() error {
+	geometry := uint64(f.cylinders) * uint64(f.heads) * uint64(f.sectors) * sector
+	largest := f.cylinders == 65535 && f.heads == 16 && f.sectors == 255
+	if f.creator != "qemu" || largest || geometry == f.size {
+		return nil
+	}
+	return codec.Unsupportedf("VHD geometry at 56 of the footer, %d cylinders, %d heads and %d sectors, is %d bytes, the current size is %d: readers disagree on the disk's size",
+		f.cylinders, f.heads, f.sectors, geometry, f.size)
 }
 
 // marshal is the whole footer.

@@ -59,13 +59,19 @@ func open(ctx context.Context, src codec.Source) (codec.Disk, error) {
 	if f.saved != 0 {
 		notes = append(notes, "a suspended guest's saved state belongs to this disk and is not carried over: the guest did not shut down")
 	}
+	doubt := e.doubt()
 	if f.kind == typeFixed {
 		if have := e.tailOff; int64(f.size) > have {
 			return nil, codec.Corruptf("VHD current size at 48 of the footer is %d, but only %d bytes precede the footer: truncated", f.size, have)
 		}
-		return &fixed{src: src, size: int64(f.size), notes: notes}, nil
+		return &fixed{src: src, size: int64(f.size), notes: notes, doubt: doubt}, nil
 	}
-	return openDynamic(ctx, src, f, e, notes)
+	d, err := openDynamic(ctx, src, f, e, notes)
+	if err != nil {
+		return nil, err
+	}
+	d.doubt = doubt
+	return d, nil
 }
 
 // ends are the places of a file where a footer may be.
@@ -101,6 +107,20 @@ func readEnds(ctx context.Context, src codec.Source) (e ends, err error) {
 		return e, fmt.Errorf("%w: no VHD footer at the end nor at the start", codec.ErrFormat)
 	}
 	return e, nil
+}
+
+// doubt is the first of the sound footers': some readers look at the one at the
+// end, others at the one at the start.
+func (e *ends) doubt() error {
+	for _, b := range [][]byte{e.tail, e.head} {
+		if !hasCookie(b) {
+			continue
+		}
+		if f, err := parseFooter(b, 0); err == nil && f.doubt() != nil {
+			return f.doubt()
+		}
+	}
+	return nil
 }
 
 // choose takes the footer at the end, or of a dynamic disk the copy at 0 where
@@ -157,7 +177,7 @@ func (e *ends) choose() (f footer, notes []string, err error) {
 	return f, nil, nil
 }
 
-func openDynamic(ctx context.Context, src codec.Source, f footer, e ends, notes []string) (codec.Disk, error) {
+func openDynamic(ctx context.Context, src codec.Source, f footer, e ends, notes []string) (*dynamic, error) {
 	b := make([]byte, headerLen)
 	at := int64(min(f.dataOffset, codec.MaxSize))
 	err := codec.ReadFull(ctx, src, b, at, "dynamic header")

@@ -1,6 +1,7 @@
 package vhd
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -56,5 +57,65 @@ func TestVerifyStoreError(t *testing.T) {
 	src.FailAfter(1)
 	if err := d.(*dynamic).Verify(t.Context()); !errors.Is(err, codectest.ErrBoom) {
 		t.Errorf("got %v, want the store's error", err)
+	}
+}
+
+// TestVerifyGeometry: in what QEMU wrote, geometry and current size agree, in
+// every footer that somebody may read; of others only the current size counts.
+func TestVerifyGeometry(t *testing.T) {
+	const size = 65535 * sector // 65,536 KiB, less a sector: no size of a geometry
+	fits := int64(1024 * 4 * 17 * sector)
+	for _, tt := range []struct {
+		name    string
+		creator string
+		size    int64
+		spoil   func(footer []byte)
+		tail    bool // the footer at the end is spoilt, else the copy at the start
+		both    bool // both are
+		words   string
+	}{
+		{"ours", "win ", size, func([]byte) {}, true, false, ""},
+		{"of QEMU", "qemu", fits, func([]byte) {}, true, false, ""},
+		{"of VirtualBox, whose geometry is another", "vbox", size, func(f []byte) { f[59] = 63 }, true, false, ""},
+		{"of QEMU, the largest geometry", "qemu", size, func(f []byte) { copy(f[56:], []byte{255, 255, 16, 255}) }, true, true, ""},
+		{"of QEMU, sectors changed at the end", "qemu", fits, func(f []byte) { f[59] ^= 1 }, true, false, "16 sectors"},
+		{"of QEMU, cylinders changed at the start", "qemu", fits, func(f []byte) { f[57] ^= 1 }, false, false, "1025 cylinders"},
+		{"of QEMU, a size of its own", "qemu", size, func([]byte) {}, true, false, "current size is 33553920"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, err := codectest.ReadAll(codectest.Layout(t, Format, codectest.Empty(tt.size)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			footers := map[bool][]byte{true: b[len(b)-footerLen:], false: b[:footerLen]}
+			for _, f := range footers {
+				copy(f[28:], tt.creator)
+				if tt.size == fits {
+					copy(f[56:], []byte{4, 0, 4, 17})
+				}
+				if tt.both {
+					tt.spoil(f)
+				}
+			}
+			if !tt.both {
+				tt.spoil(footers[tt.tail])
+			}
+			for _, f := range footers {
+				be.PutUint32(f[64:], checksum(f, 64))
+			}
+			fixedToo := append(make([]byte, tt.size), footers[tt.tail]...)
+			last := fixedToo[tt.size:]
+			be.PutUint32(last[60:], typeFixed)
+			be.PutUint64(last[16:], allOnes)
+			be.PutUint32(last[64:], checksum(last, 64))
+			for kind, img := range map[string][]byte{"dynamic": b, "fixed": fixedToo} {
+				err := codectest.Open(t, Format, codectest.Bytes(img)).(interface {
+					Verify(ctx context.Context) error
+				}).Verify(t.Context())
+				if tt.words == "" && err != nil || tt.words != "" && (!errors.Is(err, codec.ErrUnsupported) || !strings.Contains(err.Error(), tt.words)) {
+					t.Errorf("%s: got %v, want %q", kind, err, tt.words)
+				}
+			}
+		})
 	}
 }
