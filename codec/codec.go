@@ -40,6 +40,9 @@ var (
 	ErrUnsupported = errors.New("not supported")
 	// ErrTooLarge says that a disk does not fit a format's limits.
 	ErrTooLarge = errors.New("disk too large for the format")
+	// ErrNotPossible says that a view cannot show a disk, which is sound: it
+	// only takes what is stored in another way. The text says why.
+	ErrNotPossible = errors.New("not possible for this disk")
 )
 
 // Corruptf returns an [ErrCorrupt] that names the field, its place and value.
@@ -116,7 +119,8 @@ type View interface {
 	// Name is the format's name: its file suffix, flag value and log key.
 	Name() string
 	// Layout lays d out. It reads d's map and size, never its bytes.
-	// [ErrTooLarge] when d does not fit.
+	// [ErrTooLarge] when d does not fit, [ErrNotPossible] where a view
+	// takes only some disks.
 	Layout(ctx context.Context, d Disk, f Facts) (*File, error)
 }
 

@@ -177,7 +177,7 @@ func (d *Disk) File(ctx context.Context, v codec.View) (*File, error) {
 		return f, nil
 	}
 	f, err := d.layout(ctx, v)
-	if errors.Is(err, codec.ErrTooLarge) {
+	if errors.Is(err, codec.ErrTooLarge) || errors.Is(err, codec.ErrNotPossible) {
 		return nil, fmt.Errorf("%w: %w", ErrNotShown, err)
 	} else if err != nil {
 		return nil, fmt.Errorf("%q as %s: %w", d.Object.Key, v.Name(), err)

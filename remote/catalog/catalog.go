@@ -36,6 +36,7 @@ type Disk struct {
 	Modified time.Time // of the file that was imported; zero when unknown
 	Original *Original // nil if the object is what was imported
 	Declared bool      // the format was said on purpose; content was not probed
+	Index    *Index    // nil if there is none
 }
 
 // Imported is the format that the disk was copied in as, and is shown in

@@ -63,8 +63,38 @@ type EntryDisk struct {
 	Modified    time.Time `json:"modified,omitzero"`  // of the file that was imported
 	Original    *Original `json:"original,omitempty"` // nil if the object is what was imported
 	Declared    bool      `json:"declared,omitempty"` // the format was said on purpose; content was not probed
+	Index       *Index    `json:"index,omitempty"`    // nil if there is none
 
 	rest fields
+}
+
+// Index is an object beside a disk's, with what was found out about the disk
+// at its import: an aid to reading that can be made anew from the disk.
+type Index struct {
+	Key    string `json:"key"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"` // hex
+}
+
+// check reports what a reader of x could not rely on.
+func (x *Index) check() error {
+	if x == nil {
+		return nil
+	}
+	err := remote.CheckKey(x.Key)
+	switch {
+	case err != nil:
+	case x.Size <= 0:
+		err = fmt.Errorf("size %d is not positive", x.Size)
+	case x.SHA256 == "":
+		err = fmt.Errorf("no sha256")
+	default:
+		err = checkSHA256(x.SHA256)
+	}
+	if err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	return nil
 }
 
 // Original is the file that was imported, where its disk is stored in another
@@ -112,6 +142,9 @@ func (d *EntryDisk) check() error {
 		default:
 			err = checkSHA256(o.SHA256)
 		}
+	}
+	if err == nil {
+		err = d.Index.check()
 	}
 	if err != nil {
 		return fmt.Errorf("disk %d: %w", d.Number, err)

@@ -160,6 +160,9 @@ func (e *Entry) keys() []string {
 	}
 	for _, d := range e.Disks {
 		add(d.Key)
+		if d.Index != nil {
+			add(d.Index.Key)
+		}
 	}
 	for _, a := range e.Adopted {
 		add(a.Key)

@@ -121,7 +121,7 @@ func described(name string, e *Entry, doc []byte) *Image {
 		im.Disks = append(im.Disks, Disk{
 			Number: d.Number, Format: d.Format, Object: remote.Object{Key: d.Key, Size: d.Size},
 			VirtualSize: d.VirtualSize, SHA256: d.SHA256,
-			Modified: d.Modified, Original: d.Original, Declared: d.Declared,
+			Modified: d.Modified, Original: d.Original, Declared: d.Declared, Index: d.Index,
 		})
 	}
 	return im
