@@ -42,15 +42,8 @@ func (c *Catalog) PutDisk(ctx context.Context, name string, n int, d EntryDisk, 
 }
 
 func (c *Catalog) putDisk(ctx context.Context, name string, d EntryDisk, base string) (*Image, error) {
-	if err := d.check(); err != nil {
+	if err := c.checkObject(ctx, &d); err != nil {
 		return nil, err
-	}
-	o, err := c.store.Stat(ctx, d.Key)
-	if err != nil {
-		return nil, err
-	}
-	if d.Size != 0 && o.Size != d.Size {
-		return nil, fmt.Errorf("the object %q has %d bytes, not %d", d.Key, o.Size, d.Size)
 	}
 	return c.edit(ctx, name, true, func(e *Entry) (bool, error) {
 		var present string
@@ -74,6 +67,21 @@ func (c *Catalog) putDisk(ctx context.Context, name string, d EntryDisk, base st
 		}
 		return true, nil
 	})
+}
+
+// checkObject holds what is to be written of a disk, and the store, together.
+func (c *Catalog) checkObject(ctx context.Context, d *EntryDisk) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	o, err := c.store.Stat(ctx, d.Key)
+	if err != nil {
+		return err
+	}
+	if d.Size != 0 && o.Size != d.Size {
+		return fmt.Errorf("the object %q has %d bytes, not %d", d.Key, o.Size, d.Size)
+	}
+	return nil
 }
 
 // Touch sets the time at which disk n of an image was modified.
