@@ -114,7 +114,7 @@ func (n *file) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	if err != nil {
 		return nil, 0, n.t.fail("open", n.path(), err)
 	}
-	return &handle{n, f}, fuse.FOPEN_KEEP_CACHE, 0
+	return &handle{n.t, n.path(), f}, fuse.FOPEN_KEEP_CACHE, 0
 }
 
 // Fsync does nothing: all of a disk is stored, or it would not be shown.
@@ -122,8 +122,9 @@ func (n *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { ret
 
 // handle is an open file.
 type handle struct {
-	n *file
-	f *image.File
+	t    *tree
+	path string // for messages
+	f    codec.Disk
 }
 
 // Read implements [fs.FileReader]; see the package comment for its context.
@@ -133,7 +134,7 @@ func (h *handle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResul
 		if errors.Is(err, iofs.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", remote.ErrChanged, err) // it was there at open
 		}
-		return nil, h.n.t.fail("read", h.n.path(), err)
+		return nil, h.t.fail("read", h.path, err)
 	}
 	return fuse.ReadResultData(dest[:n]), 0
 }
@@ -151,7 +152,7 @@ func (h *handle) Lseek(ctx context.Context, off uint64, whence uint32) (uint64, 
 	}
 	for e, err := range h.f.Extents(context.WithoutCancel(ctx), int64(off), size-int64(off)) {
 		if err != nil {
-			return 0, h.n.t.fail("lseek", h.n.path(), err)
+			return 0, h.t.fail("lseek", h.path, err)
 		}
 		if e.Zero == (whence == seekHole) {
 			return uint64(e.Off), 0

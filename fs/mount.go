@@ -15,6 +15,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"imagefs/codec"
 	"imagefs/fs/image"
 	"imagefs/fs/stage"
 	"imagefs/remote/catalog"
@@ -28,10 +29,11 @@ type Config struct {
 	UID, GID   uint32 // owner of everything
 	Umask      uint32 // permission bits to take away
 	Options    []string
-	Spool      *stage.Spool      // of files that are copied in; nil mounts read-only
-	Exts       map[string]string // extensions of names, and the formats they promise
-	Problems   *Problems         // for .imagefs/errors; made if nil
-	Refresh    time.Duration     // between two listings of the store; 0: only when asked
+	Spool      *stage.Spool    // of files that are copied in; nil mounts read-only
+	Exts       stage.Exts      // extensions of names, and what they promise
+	Packages   []codec.Package // that are shown
+	Problems   *Problems       // for .imagefs/errors; made if nil
+	Refresh    time.Duration   // between two listings of the store; 0: only when asked
 	Log        *slog.Logger
 
 	Version  string // for .imagefs/version

@@ -160,7 +160,7 @@ func (t *tree) imageDir(name string) *dir {
 }
 
 // lookupShort finds images/NAME.EXT, the short way of copying disk 0 of an
-// image in, which is not listed.
+// image in, or a whole image, which is not listed.
 func (t *tree) lookupShort(ctx context.Context, name string) (child, error) {
 	target, err := stage.ParseName(t.cfg.Exts, "", name)
 	if err != nil || !t.cat.Has(target.Image) {
@@ -169,6 +169,12 @@ func (t *tree) lookupShort(ctx context.Context, name string) (child, error) {
 	im, err := t.cat.Lookup(ctx, target.Image)
 	if err != nil {
 		return child{}, err
+	}
+	if target.Package != "" {
+		if kind := t.packKindOf(target.Package); kind != nil {
+			return t.lookupPack(ctx, im, kind)
+		}
+		return child{}, errNoEntry
 	}
 	cd, ok := im.Disk(0)
 	if !ok || cd.Imported() != target.Format {
@@ -205,6 +211,18 @@ func (t *tree) listFiles(ctx context.Context, name string) ([]fuse.DirEntry, err
 			es = append(es, entry(fmt.Sprintf("disk%d.%s", cd.Number, v.Name()), syscall.S_IFREG, f.Ino))
 		}
 	}
+	for _, kind := range t.cfg.Packages {
+		if broken {
+			break // the image is not whole
+		}
+		switch p, err := t.opener.Package(ctx, im, kind); {
+		case errors.Is(err, image.ErrNotShown):
+		case err != nil:
+			return nil, err
+		default:
+			es = append(es, entry(im.Name+"."+kind.Name(), syscall.S_IFREG, p.Ino))
+		}
+	}
 	if broken {
 		es = append(es, entry("error", syscall.S_IFREG, derive("error", name)))
 	}
@@ -225,6 +243,9 @@ func (t *tree) lookupFile(ctx context.Context, name, file string) (child, error)
 			return child{}, errNoEntry
 		}
 		return t.text("error", name, []byte(msg), im.ModTime), nil
+	}
+	if kind := t.packKind(im.Name, file); kind != nil {
+		return t.lookupPack(ctx, im, kind)
 	}
 	stem, ext, ok := strings.Cut(file, ".")
 	number, isDisk := strings.CutPrefix(stem, "disk")
@@ -257,7 +278,7 @@ func (t *tree) lookupDisk(ctx context.Context, im *catalog.Image, n int, ext str
 	views := t.opener.ViewsOf(cd)
 	v := view(views, ext)
 	if v == nil {
-		v = view(views, t.cfg.Exts[strings.ToLower(ext)]) // disk0.img, say: not listed
+		v = view(views, t.cfg.Exts.Disks[strings.ToLower(ext)]) // disk0.img, say: not listed
 	}
 	if v == nil {
 		return child{}, errNoEntry
@@ -280,10 +301,16 @@ func (t *tree) listFormats(context.Context) ([]fuse.DirEntry, error) {
 	for _, v := range t.opener.Views() {
 		es = append(es, entry(v.Name(), syscall.S_IFDIR, derive("folder", "by-format/"+v.Name())))
 	}
+	for _, p := range t.cfg.Packages {
+		es = append(es, entry(p.Name(), syscall.S_IFDIR, derive("folder", "by-format/"+p.Name())))
+	}
 	return es, nil
 }
 
 func (t *tree) lookupFormat(_ context.Context, name string) (child, error) {
+	if kind := t.packKindOf(name); kind != nil {
+		return t.lookupPackFormat(kind)
+	}
 	v := view(t.opener.Views(), name)
 	if v == nil {
 		return child{}, errNoEntry

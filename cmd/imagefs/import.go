@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -23,6 +21,7 @@ type importFlags struct {
 	spool   spoolFlags
 	name    string
 	format  string
+	pack    string // kind of package that the source is; "" for disks
 	disk    int
 	replace bool
 	quiet   bool
@@ -38,6 +37,9 @@ the first is stored. A source is a file of this machine, "-" for standard input
 (which needs --name and --disk-format), an http:// or https:// URL, or an object
 s3://BUCKET/KEY of the S3 service that the flags name. What is not a local file
 is fetched into the spool first.
+
+A package, .ova or .oci, is a whole image with all its disks and what it says of
+the machine: it is imported alone, and all of it appears at once.
 
 The format is what the name's extension says, and the content has to agree; a
 name without one goes by content. Say --disk-format raw for a raw disk whose
@@ -104,7 +106,7 @@ func (f *importFlags) run(ctx context.Context, storeName string, args []string) 
 		return err
 	}
 	defer s.close()
-	im, err := stage.NewImporter(s.store, s.cat, all.Formats)
+	im, err := stage.NewImporter(s.store, s.cat, all.Formats, all.Packages)
 	if err != nil {
 		return err
 	}
@@ -125,11 +127,13 @@ func (f *importFlags) run(ctx context.Context, storeName string, args []string) 
 // sources reads the arguments.
 func (f *importFlags) sources(args []string) ([]*source, error) {
 	if f.format != "" {
-		format, ok := all.Extensions[strings.ToLower(f.format)]
-		if !ok {
-			return nil, usagef("--disk-format %q: choose of %s", f.format, strings.Join(slices.Sorted(maps.Keys(all.Extensions)), ", "))
+		ext := strings.ToLower(f.format)
+		format, isDisk := exts.Disks[ext]
+		pack, isPackage := exts.Packages[ext]
+		if !isDisk && !isPackage {
+			return nil, usagef("--disk-format %q: choose of %s", f.format, strings.Join(exts.All(), ", "))
 		}
-		f.format = format
+		f.format, f.pack = format, pack
 	}
 	var list []*source
 	piped := false
@@ -149,7 +153,25 @@ func (f *importFlags) sources(args []string) ([]*source, error) {
 		piped = piped || src.stdin
 		list = append(list, src)
 	}
-	return list, nil
+	return list, f.packages(list)
+}
+
+// packages finds a package among the sources, which is a whole image: nothing
+// else can come with it.
+func (f *importFlags) packages(list []*source) error {
+	for _, src := range list {
+		if pack := exts.Packages[src.extension()]; pack != "" && f.format == "" {
+			f.pack = pack
+		}
+	}
+	switch {
+	case f.pack == "":
+	case len(list) > 1:
+		return usagef("a package (%s) holds a whole image: import it alone", f.pack)
+	case f.disk != 0 || f.replace:
+		return usagef("a package (%s) holds a whole image: --disk and --replace are for disks", f.pack)
+	}
+	return nil
 }
 
 // image is the name of the image, once it and its disks' numbers are possible.
@@ -162,7 +184,7 @@ func (f *importFlags) image(sources []*source) (string, error) {
 		return "", usagef("%v: say another --name", err)
 	}
 	for n := range sources {
-		if _, err := stage.ParseName(all.Extensions, name, fmt.Sprintf("disk%d.raw", f.disk+n)); err != nil {
+		if _, err := stage.ParseName(exts, name, fmt.Sprintf("disk%d.raw", f.disk+n)); err != nil {
 			return "", usagef("--disk %d and %d sources: %v", f.disk, len(sources), err)
 		}
 	}
@@ -189,13 +211,16 @@ func (i *importing) all(ctx context.Context) error {
 
 // event begins an event of an input.
 func (i *importing) event(in *input) event {
+	if i.pack != "" {
+		return event{Source: in.label, Image: i.name, Format: i.pack}
+	}
 	return event{Source: in.label, Image: i.name, Disk: &in.number, Format: in.job.Format}
 }
 
 // present looks up what the disks are now.
 func (i *importing) present(ctx context.Context) error {
 	for _, in := range i.inputs {
-		in.job.Target = stage.Target{Image: i.name, Number: in.number}
+		in.job.Target = stage.Target{Image: i.name, Number: in.number, Package: i.pack}
 	}
 	if !i.session.cat.Has(i.name) {
 		return nil
@@ -206,6 +231,9 @@ func (i *importing) present(ctx context.Context) error {
 	}
 	if im.Err != nil && len(im.Disks) == 0 {
 		return fmt.Errorf("image %q is there, and cannot be used: %w: %w", i.name, errBadImages, im.Err)
+	}
+	if i.pack != "" {
+		return fmt.Errorf("image %q is there: remove it first with imagefs rm, or say another --name: %w", i.name, fs.ErrExist)
 	}
 	for _, in := range i.inputs {
 		d, ok := im.Disk(in.number)
@@ -225,6 +253,9 @@ func (i *importing) fetch(ctx context.Context, in *input) error {
 	}
 	if err := in.open(ctx, i.scratch, i.report.step("fetching", i.event(in))); err != nil {
 		return err
+	}
+	if i.pack != "" {
+		return nil
 	}
 	in.job.Format = in.promise()
 	if i.format != "" {
@@ -247,7 +278,9 @@ func (i *importing) check(ctx context.Context, in *input) error {
 	if err != nil {
 		return err
 	}
-	in.checked, in.job.Format = checked, checked.Format()
+	if in.checked = checked; i.pack == "" {
+		in.job.Format = checked.Format()
+	}
 	return nil
 }
 
@@ -281,7 +314,7 @@ func (i *importing) put(ctx context.Context, in *input) error {
 		return err
 	}
 	in.stored = true
-	if d, ok := im.Disk(in.number); ok {
+	if d, ok := im.Disk(in.number); ok && i.pack == "" {
 		e.SHA256 = d.SHA256
 		if d.Original != nil {
 			e.SHA256 = d.Original.SHA256

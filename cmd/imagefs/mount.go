@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"imagefs/codec/all"
 	"imagefs/fs"
 )
 
@@ -121,7 +120,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 		defer f.spool.close(spool, log)
 	}
 	server, err := fs.Mount(fs.Config{
-		Spool: spool, Exts: all.Extensions, Problems: problems,
+		Spool: spool, Exts: exts, Packages: s.packages, Problems: problems,
 		Source: s.store.name, Mountpoint: mountpoint, AllowOther: f.allowOther,
 		UID: uint32(f.uid), GID: uint32(f.gid), Umask: uint32(f.umask), Options: f.options,
 		Refresh: f.refresh, Log: log, Version: buildVersion(),
@@ -184,6 +183,9 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 	var shown []string
 	for _, v := range s.opener.Views() {
 		shown = append(shown, v.Name())
+	}
+	for _, p := range s.packages {
+		shown = append(shown, p.Name())
 	}
 	mode, spool := "read-only", ""
 	if !f.spool.readOnly {

@@ -69,15 +69,18 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
-func TestViews(t *testing.T) {
+func TestParseFormats(t *testing.T) {
 	names := func(list string) string {
-		vs, err := views(list)
+		chosen, err := parseFormats(list)
 		if err != nil {
 			return err.Error()
 		}
 		var s []string
-		for _, v := range vs {
+		for _, v := range chosen.views {
 			s = append(s, v.Name())
+		}
+		for _, p := range chosen.packages {
+			s = append(s, p.Name())
 		}
 		return strings.Join(s, ",")
 	}

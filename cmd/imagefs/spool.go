@@ -17,6 +17,9 @@ import (
 	"imagefs/fs/stage"
 )
 
+// exts are what the names of imported files may end in.
+var exts = stage.Exts{Disks: all.Extensions, Packages: all.PackageExtensions()}
+
 // spoolFlags say how files that are copied in wait for the store.
 type spoolFlags struct {
 	dir       string
@@ -75,12 +78,12 @@ func (f *spoolFlags) open(s *session, log *slog.Logger, problems *fs.Problems) (
 	if err != nil {
 		return nil, err
 	}
-	im, err := stage.NewImporter(s.store, s.cat, all.Formats)
+	im, err := stage.NewImporter(s.store, s.cat, all.Formats, all.Packages)
 	if err != nil {
 		return nil, err
 	}
 	spool, err := stage.Open(stage.Config{
-		Dir: dir, Importer: im, Catalog: s.cat, Exts: all.Extensions, WriteBack: f.writeBack, Log: log,
+		Dir: dir, Importer: im, Catalog: s.cat, Exts: exts, WriteBack: f.writeBack, Log: log,
 		Report: func(op, path string, err error) {
 			log.Error(op+" failed", "path", path, "err", err)
 			problems.Record(op, path, err)

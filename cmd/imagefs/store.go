@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,37 +78,47 @@ func (f *storeFlags) open(ctx context.Context, name string) (*store, error) {
 	return &store{Observed: remote.Observe(s), name: path, id: path, close: s.Close}, nil
 }
 
-// views turns the value of --formats into what is shown.
-func views(names string) ([]codec.View, error) {
+// shown is what --formats asks for.
+type shown struct {
+	views    []codec.View
+	packages []codec.Package
+}
+
+// parseFormats turns the value of --formats into what is shown.
+func parseFormats(names string) (chosen shown, err error) {
 	if names == "" {
-		return all.Shown, nil
+		return shown{all.Shown, all.Packages}, nil
 	}
-	var known, chosen []codec.View
+	var known []codec.View
 	for _, f := range all.Formats {
 		known = append(known, f)
 	}
 	known = append(known, all.Flavours...)
 	if names == "all" {
-		return known, nil
+		return shown{known, all.Packages}, nil
 	}
 	var list []string
 	for _, v := range known {
 		list = append(list, v.Name())
 	}
+	for _, p := range all.Packages {
+		list = append(list, p.Name())
+	}
 	seen := make(map[string]bool)
 	for name := range strings.SplitSeq(names, ",") {
-		found := false
-		for _, v := range known {
-			if v.Name() == name {
-				found = true
-				if !seen[name] {
-					chosen = append(chosen, v)
-				}
-				seen[name] = true
-			}
+		if seen[name] {
+			continue
 		}
-		if !found {
-			return nil, usagef("unknown format %q: choose of %s, or all", name, strings.Join(list, ", "))
+		seen[name] = true
+		i := slices.IndexFunc(known, func(v codec.View) bool { return v.Name() == name })
+		k := slices.IndexFunc(all.Packages, func(p codec.Package) bool { return p.Name() == name })
+		switch {
+		case i >= 0:
+			chosen.views = append(chosen.views, known[i])
+		case k >= 0:
+			chosen.packages = append(chosen.packages, all.Packages[k])
+		default:
+			return chosen, usagef("unknown format %q: choose of %s, or all", name, strings.Join(list, ", "))
 		}
 	}
 	return chosen, nil
@@ -119,11 +130,13 @@ type session struct {
 	cat    *catalog.Catalog
 	cache  *cache.Cache
 	opener *image.Opener
+
+	packages []codec.Package // that are shown
 }
 
 // start opens a store, lists it and prepares to open images.
 func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize int64) (*session, error) {
-	vs, err := views(formats)
+	show, err := parseFormats(formats)
 	if err != nil {
 		return nil, err
 	}
@@ -139,9 +152,10 @@ func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize i
 	if err != nil {
 		return nil, fmt.Errorf("open store %q: %w", name, err)
 	}
-	return &session{st, cat, c, image.NewOpener(image.Config{
-		Store: st, Cache: c, Formats: all.Formats, Views: vs, OpenTimeout: 2 * f.timeout,
-	})}, nil
+	opener := image.NewOpener(image.Config{
+		Store: st, Cache: c, Formats: all.Formats, Views: show.views, OpenTimeout: 2 * f.timeout,
+	})
+	return &session{store: st, cat: cat, cache: c, opener: opener, packages: show.packages}, nil
 }
 
 func (s *session) close() {

@@ -50,3 +50,16 @@ func extensions() map[string]string {
 	}
 	return m
 }
+
+// Packages hold an image whole; all are shown unless others are asked for.
+var Packages = []codec.Package{}
+
+// PackageExtensions maps the extension of a file's name to the kind of package
+// it promises.
+func PackageExtensions() map[string]string {
+	m := make(map[string]string)
+	for _, p := range Packages {
+		m[p.Name()] = p.Name()
+	}
+	return m
+}

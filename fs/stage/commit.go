@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"time"
 
@@ -126,7 +127,7 @@ func (f *File) progress(sent, total int64) {
 func (f *File) publish(c *Checked, img *catalog.Image) {
 	f.mu.Lock()
 	f.rec.State = committed
-	if d, ok := img.Disk(c.Number); ok {
+	if d, ok := img.Disk(c.Number); ok && c.Package == "" {
 		f.rec.Base = d.Object.Key // should it be written again
 	}
 	stale := f.rec.Stale
@@ -138,7 +139,7 @@ func (f *File) publish(c *Checked, img *catalog.Image) {
 		f.discard()
 	}
 	f.mu.Unlock()
-	f.s.cfg.Log.Info("imported", "image", c.Image, "disk", c.Number, "format", c.format.Name(), "bytes", c.Size)
+	f.s.cfg.Log.Info("imported", "image", c.Image, "disk", c.Number, "disks", len(c.disks), "format", c.Format(), "bytes", c.Size)
 	f.s.undraft(c.Image)
 	if len(stale) > 0 {
 		f.s.goWork(func(ctx context.Context) {
@@ -164,7 +165,8 @@ func (f *File) fail(op string, err error) error {
 	defer f.mu.Unlock()
 	if refusal(err) {
 		f.rec.State = Refused
-		if hidden := f.rec.Replace || errors.Is(err, catalog.ErrConflict); hidden && !f.gone && !f.rec.refused() {
+		lost := errors.Is(err, catalog.ErrConflict) || errors.Is(err, fs.ErrExist)
+		if hidden := f.rec.Replace || lost; hidden && !f.gone && !f.rec.refused() {
 			f.s.move(f, f.rec.Folder, f.rec.Name+refusedSuffix)
 		}
 	} else {
@@ -189,7 +191,7 @@ func (f *File) save() {
 
 // refusal reports whether err is about the file, and not about the store.
 func refusal(err error) bool {
-	for _, e := range []error{ErrRefused, ErrName, catalog.ErrConflict, codec.ErrCorrupt, codec.ErrUnsupported} {
+	for _, e := range []error{ErrRefused, ErrName, catalog.ErrConflict, fs.ErrExist, codec.ErrCorrupt, codec.ErrUnsupported} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -215,7 +217,7 @@ func (f *File) rewrite() error {
 
 // startStream begins to send parts behind the writer, once: when the content
 // is, by its first bytes, what the name promises. Raw disks are encoded before
-// they are stored, and wait.
+// they are stored, packages taken apart: they wait.
 func (f *File) startStream() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -224,7 +226,7 @@ func (f *File) startStream() {
 	}
 	f.tried = true
 	t, ok := guess(f.s.cfg.Exts, f.rec.Folder, f.rec.Name)
-	if !ok || t.Format == "raw" {
+	if !ok || t.Format == "raw" || t.Package != "" {
 		return
 	}
 	f.starting.Go(func() {
@@ -237,7 +239,7 @@ func (f *File) startStream() {
 		if names := codec.Signatures(head, nil); len(names) != 1 || names[0] != t.Format {
 			return
 		}
-		key := newKey(t, t.Format)
+		key := newKey(t.Image, t.Number, t.Format)
 		err := f.uploading(key)
 		if err == nil {
 			var s *stream

@@ -18,6 +18,9 @@ import (
 	"imagefs/remote/catalog"
 )
 
+// exts are what names may end in.
+var exts = stage.Exts{Disks: all.Extensions, Packages: all.PackageExtensions()}
+
 // env is a spool over a catalog over a store.
 type env struct {
 	*testing.T
@@ -44,12 +47,12 @@ func (e *env) open(set ...func(*stage.Config)) {
 	if e.cat, err = catalog.Open(e.Context(), e.store, all.Extensions); err != nil {
 		e.Fatal(err)
 	}
-	im, err := stage.NewImporter(e.store, e.cat, all.Formats)
+	im, err := stage.NewImporter(e.store, e.cat, all.Formats, all.Packages)
 	if err != nil {
 		e.Fatal(err)
 	}
 	cfg := stage.Config{
-		Dir: e.dir, Importer: im, Catalog: e.cat, Exts: all.Extensions, Quiet: time.Millisecond,
+		Dir: e.dir, Importer: im, Catalog: e.cat, Exts: exts, Quiet: time.Millisecond,
 		Report: func(op, path string, err error) {
 			e.mu.Lock()
 			defer e.mu.Unlock()

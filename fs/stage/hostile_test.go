@@ -364,10 +364,13 @@ func (o *oracle) compare(dir string, j job) error {
 	args := []string{"convert", "-f", qemuName(o.format), "-O", "raw", in, out}
 	have := j.disk.Size()
 	if have > 4*int64(len(o.want)) { // a size that was hit: what qemu-img dd reads is enough
-		have = int64(len(o.want)+mib) / mib * mib
+		have = codec.Up(int64(len(o.want))+mib, 4*mib) // and whole blocks
 		args = []string{"dd", "-f", qemuName(o.format), "-O", "raw", "bs=1M", fmt.Sprintf("count=%d", have/mib), "if=" + in, "of=" + out}
 		for e, err := range j.disk.Extents(ctx, have, j.disk.Size()) {
-			if err != nil || !e.Zero {
+			if err == nil && !e.Zero {
+				err = fmt.Errorf("data")
+			}
+			if err != nil {
 				return fmt.Errorf("extent %+v behind the disk's old end: %w", e, err)
 			}
 		}

@@ -1,22 +1,14 @@
 package stage
 
 import (
-	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
-	"path/filepath"
-	"runtime"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"imagefs/codec"
-	"imagefs/codec/qcow2"
 	"imagefs/remote"
 	"imagefs/remote/catalog"
 )
@@ -31,20 +23,21 @@ type Importer struct {
 	up      remote.Uploader
 	cat     *catalog.Catalog
 	formats []codec.Format
+	packs   []codec.Package
 	slots   chan struct{} // one per part under way
 }
 
 // parallelParts is how many parts are under way at once, of all imports.
 const parallelParts = 4
 
-// NewImporter returns an Importer into cat, whose store must take objects in
-// parts.
-func NewImporter(store remote.Store, cat *catalog.Catalog, formats []codec.Format) (*Importer, error) {
+// NewImporter returns an Importer of disks and packages into cat, whose store
+// must take objects in parts.
+func NewImporter(store remote.Store, cat *catalog.Catalog, formats []codec.Format, packs []codec.Package) (*Importer, error) {
 	up, ok := store.(remote.Uploader)
 	if !ok {
 		return nil, fmt.Errorf("import: %w: objects in parts", remote.ErrUnsupported)
 	}
-	return &Importer{store, up, cat, formats, make(chan struct{}, parallelParts)}, nil
+	return &Importer{store, up, cat, formats, packs, make(chan struct{}, parallelParts)}, nil
 }
 
 // Job is one file to import. The file is read and never written, and nobody
@@ -58,7 +51,7 @@ type Job struct {
 	Size     int64
 	Scratch  string // folder for an encoded copy, which a raw disk needs
 
-	// Starting is called with the key of the object to be before the store
+	// Starting is called with the key of each object to be before the store
 	// hears of it; an error ends the import. It may be nil.
 	Starting func(key string) error
 	// Encoding is called, from several goroutines, with the byte of a raw
@@ -67,8 +60,8 @@ type Job struct {
 	// Progress is called, from several goroutines, with the bytes that the
 	// store has taken of all that it will. It may be nil.
 	Progress func(sent, total int64)
-	// Committing is called when the store has the object, before anybody
-	// sees it; an error ends the import. It may be nil.
+	// Committing is called when the store has all objects, before anybody
+	// sees them; an error ends the import. It may be nil.
 	Committing func() error
 
 	sent *stream // what was sent while the file was written, or nil
@@ -77,14 +70,29 @@ type Job struct {
 // Checked is a job whose file was found good.
 type Checked struct {
 	*Job
-	im     *Importer
-	src    *local
-	format codec.Format
-	disk   codec.Disk
+	im    *Importer
+	disks []*member         // in the file: one, or those of a package
+	props map[string]string // of the image that a package makes
+
+	stored, total int64 // bytes of the disks of a package: that the store has, and of all
 }
 
-// Format is the format of the file.
-func (c *Checked) Format() string { return c.format.Name() }
+// member is one disk of what is imported.
+type member struct {
+	number int
+	src    *local     // its bytes, which are stored as they are
+	raw    codec.Disk // what is stored encoded in their place, or nil
+	format codec.Format
+	disk   codec.Disk // opened
+}
+
+// Format is the format of the file, or the kind of package that it is.
+func (c *Checked) Format() string {
+	if c.Package != "" {
+		return c.Package
+	}
+	return c.disks[0].format.Name()
+}
 
 // Check looks at a file, and stores nothing. An error that lies in the content
 // wraps [ErrRefused].
@@ -92,19 +100,13 @@ func (im *Importer) Check(ctx context.Context, j *Job) (*Checked, error) {
 	if err := catalog.CheckName(j.Image); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrName, err)
 	}
-	c := &Checked{Job: j, im: im, src: &local{j.File, j.Size}}
-	err := func() (err error) {
-		if j.Declared {
-			c.format, err = im.byName("raw")
-		} else {
-			c.format, err = detect(ctx, im.formats, c.src, j.Format)
-		}
-		if err != nil {
-			return err
-		}
-		c.disk, err = Validate(ctx, c.format, c.src)
-		return err
-	}()
+	c := &Checked{Job: j, im: im}
+	var err error
+	if j.Package != "" {
+		err = c.checkPackage(ctx)
+	} else {
+		err = c.checkDisk(ctx)
+	}
 	if err == nil {
 		return c, nil
 	}
@@ -116,6 +118,25 @@ func (im *Importer) Check(ctx context.Context, j *Job) (*Checked, error) {
 	return nil, err
 }
 
+// checkDisk checks a file that is a disk.
+func (c *Checked) checkDisk(ctx context.Context) (err error) {
+	p := &member{number: c.Number, src: &local{f: c.File, size: c.Size}}
+	if c.Declared {
+		p.format, err = c.im.byName("raw")
+	} else {
+		p.format, err = detect(ctx, c.im.formats, p.src, c.Job.Format)
+	}
+	if err != nil {
+		return err
+	}
+	if p.format.Name() == "raw" {
+		p.raw = p.src
+	}
+	p.disk, err = Validate(ctx, p.format, p.src)
+	c.disks = []*member{p}
+	return err
+}
+
 func (im *Importer) byName(name string) (codec.Format, error) {
 	for _, f := range im.formats {
 		if f.Name() == name {
@@ -125,116 +146,55 @@ func (im *Importer) byName(name string) (codec.Format, error) {
 	return nil, fmt.Errorf("%w: unknown format %q", codec.ErrUnsupported, name)
 }
 
-// Import stores the file and commits the disk to the catalog: the image is
-// there for all when it returns. After an error nothing is visible of the
+// Import stores the file and commits what it holds to the catalog: the image
+// is there for all when it returns. After an error nothing is visible of the
 // attempt.
-func (c *Checked) Import(ctx context.Context) (*catalog.Image, error) {
-	im := c.im
-	o, d, err := im.put(ctx, c)
-	if err != nil {
-		return nil, fmt.Errorf("store disk %d of %q: %w", c.Number, c.Image, err)
+func (c *Checked) Import(ctx context.Context) (img *catalog.Image, err error) {
+	var ds []catalog.EntryDisk
+	for _, p := range c.disks {
+		d, err := c.putDisk(ctx, p)
+		if err != nil {
+			c.im.remove(ctx, ds)
+			return nil, fmt.Errorf("store disk %d of %q: %w", p.number, c.Image, err)
+		}
+		ds = append(ds, d)
 	}
-	d.Key, d.Size, d.VirtualSize = o.Key, o.Size, c.disk.Size()
-	d.Modified, d.Declared = c.Modified.UTC(), c.Declared
 	if err = ctx.Err(); err == nil && c.Committing != nil {
 		err = c.Committing()
 	}
 	if err != nil {
-		_ = im.store.Delete(context.WithoutCancel(ctx), o.Key) // as below
-		return nil, fmt.Errorf("commit disk %d of %q: %w", c.Number, c.Image, err)
+		c.im.remove(ctx, ds)
+		return nil, fmt.Errorf("commit %s: %w", c.what(), err)
 	}
-	img, err := im.cat.PutDisk(ctx, c.Image, c.Number, d, c.Base)
+	if c.Package != "" {
+		img, err = c.im.cat.PutImage(ctx, c.Image, catalog.NewImage{Disks: ds, Props: c.props})
+	} else {
+		img, err = c.im.cat.PutDisk(ctx, c.Image, c.Number, ds[0], c.Base)
+	}
 	if err == nil {
 		return img, nil
 	}
-	if errors.Is(err, catalog.ErrConflict) {
-		// Nothing names the object, and nothing will. Where this fails,
-		// the collector of garbage finds it.
-		_ = im.store.Delete(context.WithoutCancel(ctx), o.Key)
+	if errors.Is(err, catalog.ErrConflict) || errors.Is(err, fs.ErrExist) {
+		c.im.remove(ctx, ds) // nothing names them, and nothing will
 	}
-	return nil, fmt.Errorf("commit disk %d of %q: %w", c.Number, c.Image, err)
+	return nil, fmt.Errorf("commit %s: %w", c.what(), err)
 }
 
-// put stores the object of a disk and describes it.
-func (im *Importer) put(ctx context.Context, c *Checked) (o remote.Object, d catalog.EntryDisk, err error) {
-	if c.format.Name() != "raw" {
-		d.Format = c.format.Name()
-		o, d.SHA256, err = im.upload(ctx, c.Job, d.Format, c.File, c.Size)
-		return o, d, err
+// what names the target for people.
+func (c *Checked) what() string {
+	if c.Package != "" {
+		return fmt.Sprintf("image %q", c.Image)
 	}
-	c.sent.abort() // its bytes are not those of the object
-	f, err := os.CreateTemp(c.Scratch, "object-*.qcow2")
-	if err != nil {
-		return o, d, err
-	}
-	defer f.Close()
-	defer os.Remove(f.Name())
-	sum := make(chan hashed, 1)
-	go func() { sum <- hashRaw(ctx, c.File, c.Size) }()
-	// A local file is a raw disk that knows its holes.
-	size, err := qcow2.Compress(ctx, f, &watched{c.src, c.Encoding}, runtime.GOMAXPROCS(0))
-	d.Format = "qcow2"
-	h := <-sum
-	d.Original = &catalog.Original{Format: "raw", Size: c.Size, SHA256: h.sum}
-	err = cmp.Or(err, h.err)
-	if err != nil {
-		return o, d, fmt.Errorf("encode in %q: %w", filepath.Dir(f.Name()), err)
-	}
-	// Read back while it is sent: it counts for nothing before the commit.
-	good := make(chan error, 1)
-	go func() { good <- verify(ctx, &local{f, size}, c.src) }()
-	o, d.SHA256, err = im.upload(ctx, c.Job, d.Format, f, size)
-	if verr := <-good; verr != nil && err == nil {
-		_ = im.store.Delete(context.WithoutCancel(ctx), o.Key)
-		err = verr
-	}
-	return o, d, err
+	return fmt.Sprintf("disk %d of %q", c.Number, c.Image)
 }
 
-type hashed struct {
-	sum string
-	err error
-}
-
-// hashRaw is the SHA-256 of a raw disk, or "" for one that is so much larger
-// than its data that hashing holes would take longer than all else. The hash of
-// the stored object says as much.
-func hashRaw(ctx context.Context, f *os.File, size int64) hashed {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err == nil && size > 4*max(st.Blocks*512, 1<<30) {
-		return hashed{}
-	}
-	s, err := sumOf(ctx, f, size)
-	return hashed{s, err}
-}
-
-// sumOf is the SHA-256 of the first size bytes of r, in hex.
-func sumOf(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
-	h := sha256.New()
-	if err := sumInto(ctx, h, r, 0, size); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// sumInto writes the bytes of r from off to end to w.
-func sumInto(ctx context.Context, w io.Writer, r io.ReaderAt, off, end int64) error {
-	buf := make([]byte, min(1<<20, max(end-off, 0)))
-	for off < end {
-		if err := ctx.Err(); err != nil {
-			return err
+// remove deletes the objects of disks that nothing names. Where that fails, the
+// collector of garbage finds them.
+func (im *Importer) remove(ctx context.Context, ds []catalog.EntryDisk) {
+	for _, d := range ds {
+		_ = im.store.Delete(context.WithoutCancel(ctx), d.Key)
+		if d.Index != nil {
+			_ = im.store.Delete(context.WithoutCancel(ctx), d.Index.Key)
 		}
-		p := buf[:min(int64(len(buf)), end-off)]
-		if n, err := r.ReadAt(p, off); n < len(p) {
-			if err == nil || err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
-		}
-		if _, err := w.Write(p); err != nil {
-			return err
-		}
-		off += int64(len(p))
 	}
-	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,11 +16,31 @@ import (
 // ErrName says that a file's name gives it no place in an image.
 var ErrName = errors.New("not the name of a disk")
 
-// Target is the disk that a file is to become.
+// Target is what a file is to become: a disk, or with Package set a whole image.
 type Target struct {
-	Image  string
-	Number int
-	Format string // that the name's extension promises; "" goes by content alone
+	Image   string
+	Number  int
+	Format  string // that the name's extension promises; "" goes by content alone
+	Package string // kind of package that the extension promises; "" for a disk
+}
+
+// Exts are the extensions of names, in lower case, and what they promise.
+type Exts struct {
+	Disks    map[string]string // formats
+	Packages map[string]string // kinds of packages
+}
+
+// All are all extensions, sorted.
+func (x Exts) All() []string {
+	return slices.Sorted(func(yield func(string) bool) {
+		for _, m := range []map[string]string{x.Disks, x.Packages} {
+			for ext := range m {
+				if !yield(ext) {
+					return
+				}
+			}
+		}
+	})
 }
 
 // maxDisks bounds a disk number, as the catalog does for adopted objects.
@@ -49,35 +68,43 @@ func Unfinished(name string) bool {
 
 // ParseName says what a file in a folder of images/ is to become: diskN.EXT in
 // the folder of an image, NAME.EXT in images/ itself (folder ""), which is disk
-// 0 of image NAME. exts maps extensions to formats.
-func ParseName(exts map[string]string, folder, name string) (Target, error) {
+// 0 of image NAME. A package is the image NAME, as images/NAME.EXT or as
+// images/NAME/NAME.EXT.
+func ParseName(exts Exts, folder, name string) (Target, error) {
 	dot := strings.LastIndexByte(name, '.')
-	format, ok := "", false
+	ext := ""
 	if dot > 0 {
-		format, ok = exts[strings.ToLower(name[dot+1:])]
+		ext = strings.ToLower(name[dot+1:])
 	}
-	if !ok {
-		return Target{}, fmt.Errorf("%w: %q has none of the extensions %s", ErrName, name,
-			strings.Join(slices.Sorted(maps.Keys(exts)), ", "))
+	format, isDisk := exts.Disks[ext]
+	pack, isPackage := exts.Packages[ext]
+	if !isDisk && !isPackage {
+		return Target{}, fmt.Errorf("%w: %q has none of the extensions %s", ErrName, name, strings.Join(exts.All(), ", "))
 	}
 	stem := name[:dot]
 	if folder == "" {
 		if err := catalog.CheckName(stem); err != nil {
 			return Target{}, fmt.Errorf("%w: %w", ErrName, err)
 		}
-		return Target{stem, 0, format}, nil
+		return Target{Image: stem, Format: format, Package: pack}, nil
 	}
-	digits, isDisk := strings.CutPrefix(stem, "disk")
+	if isPackage {
+		if stem != folder {
+			return Target{}, fmt.Errorf("%w: %q holds a whole image: in the folder of image %q it is %s.%s", ErrName, name, folder, folder, ext)
+		}
+		return Target{Image: folder, Package: pack}, nil
+	}
+	digits, ok := strings.CutPrefix(stem, "disk")
 	n, err := strconv.Atoi(digits)
-	if !isDisk || err != nil || strconv.Itoa(n) != digits || n < 0 || n >= maxDisks {
+	if !ok || err != nil || strconv.Itoa(n) != digits || n < 0 || n >= maxDisks {
 		return Target{}, fmt.Errorf("%w: %q is not diskN.%s with N from 0 to %d", ErrName, name, name[dot+1:], maxDisks-1)
 	}
-	return Target{folder, n, format}, nil
+	return Target{Image: folder, Number: n, Format: format}, nil
 }
 
 // guess is ParseName of the name that an unfinished file will probably get,
 // for nothing that matters.
-func guess(exts map[string]string, folder, name string) (Target, bool) {
+func guess(exts Exts, folder, name string) (Target, bool) {
 	for _, s := range unfinished {
 		name = strings.TrimSuffix(name, s)
 	}
@@ -97,15 +124,15 @@ func guess(exts map[string]string, folder, name string) (Target, bool) {
 const maxStem = 100
 
 // newKey is the key of an object to be: readable, and never used before.
-func newKey(t Target, format string) string {
-	stem := t.Image
+func newKey(image string, number int, format string) string {
+	stem := image
 	if len(stem) > maxStem {
 		stem = stem[:maxStem]
 		for !utf8.ValidString(stem) {
 			stem = stem[:len(stem)-1]
 		}
 	}
-	return fmt.Sprintf("%s%s.%d.%s.%s", Object, stem, t.Number, strings.ToLower(rand.Text()[:16]), format)
+	return fmt.Sprintf("%s%s.%d.%s.%s", Object, stem, number, strings.ToLower(rand.Text()[:16]), format)
 }
 
 // exists says that a name is taken.

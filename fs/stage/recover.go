@@ -319,8 +319,13 @@ func (s *Spool) named(ctx context.Context, rec record, key string) (bool, error)
 	if err != nil {
 		return false, err
 	}
-	d, ok := img.Disk(t.Number)
-	return ok && d.Object.Key == key, nil
+	// Of a package any disk will do: they are named all at once.
+	for _, d := range img.Disks {
+		if d.Object.Key == key && (t.Package != "" || d.Number == t.Number) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Close commits what is complete, waits until all that is sealed is stored or

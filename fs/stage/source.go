@@ -14,10 +14,11 @@ import (
 	"imagefs/codec"
 )
 
-// local is a file of this machine as a Source. Its size is fixed when it is
-// made: nobody writes to it meanwhile.
+// local is a file of this machine, or a part of one, as a raw disk that knows
+// its holes. Its size is fixed when it is made: nobody writes to it meanwhile.
 type local struct {
 	f    *os.File
+	off  int64 // where it begins in the file
 	size int64
 }
 
@@ -25,7 +26,7 @@ func (l *local) Size() int64 { return l.size }
 
 func (l *local) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return codec.ReadParts(ctx, p, off, l.size, func(_ context.Context, p []byte, off int64) (int, error) {
-		n, err := l.f.ReadAt(p, off)
+		n, err := l.f.ReadAt(p, l.off+off)
 		if n < len(p) && (err == nil || errors.Is(err, io.EOF)) {
 			err = io.ErrUnexpectedEOF // it was longer when it was sealed
 		}
@@ -44,7 +45,7 @@ func (l *local) Extents(_ context.Context, off, n int64) iter.Seq2[codec.Extent,
 		}
 		end := off + min(n, l.size-off)
 		for off < end {
-			data, err := seek(l.f, off, unix.SEEK_DATA, l.size)
+			data, err := l.seek(off, unix.SEEK_DATA)
 			if err != nil {
 				yield(codec.Extent{}, err)
 				return
@@ -56,7 +57,7 @@ func (l *local) Extents(_ context.Context, off, n int64) iter.Seq2[codec.Extent,
 				off = data
 				continue
 			}
-			hole, err := seek(l.f, off, unix.SEEK_HOLE, l.size)
+			hole, err := l.seek(off, unix.SEEK_HOLE)
 			if err != nil {
 				yield(codec.Extent{}, err)
 				return
@@ -70,37 +71,37 @@ func (l *local) Extents(_ context.Context, off, n int64) iter.Seq2[codec.Extent,
 	}
 }
 
-// watched is a file that tells how far it is read.
+// watched is a disk that tells how far it is read.
 type watched struct {
-	*local
+	codec.Disk
 	tell func(end int64) // may be nil
 }
 
 func (w *watched) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	n, err := w.local.ReadAt(ctx, p, off)
+	n, err := w.Disk.ReadAt(ctx, p, off)
 	if w.tell != nil {
 		w.tell(off + int64(n))
 	}
 	return n, err
 }
 
-// seek finds the next data or hole at or behind off, size when there is none.
+// seek finds the next data or hole at or behind off, the end when there is none.
 // A file system that cannot tell has data everywhere.
-func seek(f *os.File, off int64, whence int, size int64) (int64, error) {
+func (l *local) seek(off int64, whence int) (int64, error) {
 	for {
-		at, err := unix.Seek(int(f.Fd()), off, whence)
+		at, err := unix.Seek(int(l.f.Fd()), l.off+off, whence)
 		switch {
 		case err == nil:
-			return min(at, size), nil
+			return min(at-l.off, l.size), nil
 		case err == syscall.EINTR:
 		case err == syscall.ENXIO:
-			return size, nil
+			return l.size, nil
 		case err == syscall.EINVAL && whence == unix.SEEK_DATA:
 			return off, nil
 		case err == syscall.EINVAL:
-			return size, nil
+			return l.size, nil
 		default:
-			return 0, fmt.Errorf("look for holes in %q at %d: %w", f.Name(), off, err)
+			return 0, fmt.Errorf("look for holes in %q at %d: %w", l.f.Name(), off, err)
 		}
 	}
 }

@@ -27,7 +27,7 @@ type Config struct {
 	Dir      string // of this store's staged files on the local disk; made if missing
 	Importer *Importer
 	Catalog  *catalog.Catalog
-	Exts     map[string]string // extensions of names, and the formats they promise
+	Exts     Exts // extensions of names, and what they promise
 
 	WriteBack bool          // a close returns when the spool has the file durably
 	Quiet     time.Duration // without a writer, before a file opened for both is committed; default 2 s
@@ -142,12 +142,19 @@ func (s *Spool) unclaim(f *File) {
 	maps.DeleteFunc(s.claims, func(_ claim, g *File) bool { return g == f })
 }
 
-// taken refuses the short name of an image that exists in another format: who
-// copies to a name that is not there does not mean to replace anything.
+// taken refuses the short name of an image that exists in another format, and
+// the name of a package of one that exists: who copies to a name that is not
+// there does not mean to replace anything.
 func (s *Spool) taken(folder, name string) error {
 	t, err := ParseName(s.cfg.Exts, folder, name)
-	if err != nil || folder != "" {
+	if err != nil {
 		return err
+	}
+	if t.Package != "" && s.cfg.Catalog.Has(t.Image) {
+		return exists(fmt.Sprintf("image %q is there: remove it first (imagefs rm), or give the %s another name", t.Image, t.Package))
+	}
+	if folder != "" {
+		return nil
 	}
 	d, ok := s.disk(t)
 	if !ok || d.Imported() == t.Format {
@@ -159,7 +166,7 @@ func (s *Spool) taken(folder, name string) error {
 // current is the key of the object that the disk of that name has now.
 func (s *Spool) current(folder, name string) string {
 	t, err := ParseName(s.cfg.Exts, folder, name)
-	if err != nil {
+	if err != nil || t.Package != "" {
 		return ""
 	}
 	d, _ := s.disk(t)

@@ -20,35 +20,39 @@ import (
 // abortTimeout bounds the tidying after a failure.
 const abortTimeout = 10 * time.Second
 
-// upload stores the first size bytes of f and returns the object and the
-// SHA-256 of what was sent. It goes on where the job's stream ends, if there is
-// one that holds.
-func (im *Importer) upload(ctx context.Context, j *Job, format string, f *os.File, size int64) (o remote.Object, sum string, err error) {
-	s := j.sent
-	if size > remote.MaxUpload {
-		return o, "", fmt.Errorf("%d bytes: %w: an object of more than %d", size, codec.ErrTooLarge, int64(remote.MaxUpload))
+// upload stores an object of disk n and returns it and the SHA-256 of what was
+// sent. It goes on where the job's stream ends, if there is one that holds.
+func (c *Checked) upload(ctx context.Context, n int, format string, src *local) (o remote.Object, sum string, err error) {
+	im, s := c.im, c.sent
+	if src.size > remote.MaxUpload {
+		return o, "", fmt.Errorf("%d bytes: %w: an object of more than %d", src.size, codec.ErrTooLarge, int64(remote.MaxUpload))
 	}
-	if err := s.settle(); s == nil || s.file != f || err != nil {
+	if err := s.settle(); s == nil || s.file != src.f || src.off != 0 || err != nil {
 		s.abort()
-		key := newKey(j.Target, format)
-		if j.Starting != nil {
-			if err := j.Starting(key); err != nil {
+		key := newKey(c.Image, n, format)
+		if c.Starting != nil {
+			if err := c.Starting(key); err != nil {
 				return o, "", err
 			}
 		}
-		if s, err = im.begin(ctx, f, key); err != nil {
+		if s, err = im.begin(ctx, src.f, key); err != nil {
 			return o, "", err
 		}
+		s.base = src.off
 	}
 	s.mu.Lock()
-	s.progress, s.total = j.Progress, size
+	s.progress, s.total = c.Progress, src.size
+	if before := c.stored; c.Package != "" && c.Progress != nil {
+		s.progress = func(sent, _ int64) { c.Progress(before+sent, c.total) }
+	}
 	s.mu.Unlock()
-	o, sum, err = s.finish(ctx, size)
+	o, sum, err = s.finish(ctx, src.size)
+	c.stored += src.size
 	if err != nil {
 		s.abort()
-		if s == j.sent && !errors.Is(err, remote.ErrUnavailable) {
-			j.sent = nil // what was sent ahead is of no use: all of it anew
-			return im.upload(ctx, j, format, f, size)
+		if s == c.sent && !errors.Is(err, remote.ErrUnavailable) {
+			c.sent = nil // what was sent ahead is of no use: all of it anew
+			return c.upload(ctx, n, format, src)
 		}
 		return o, "", fmt.Errorf("upload %q: %w", s.key, err)
 	}
@@ -61,6 +65,7 @@ func (im *Importer) upload(ctx context.Context, j *Job, format string, f *os.Fil
 type stream struct {
 	im   *Importer
 	file *os.File
+	base int64 // where its bytes begin in the file; what follows counts from there
 	key  string
 	up   remote.Upload
 	hash hash.Hash
@@ -171,7 +176,7 @@ func (s *stream) hand(p part) error {
 	}
 	s.parts.Go(func() {
 		defer func() { <-s.im.slots }()
-		if err := s.up.Part(s.ctx, p.number, io.NewSectionReader(s.file, p.off, p.end-p.off)); err != nil {
+		if err := s.up.Part(s.ctx, p.number, io.NewSectionReader(s.file, s.base+p.off, p.end-p.off)); err != nil {
 			s.spoil(err)
 			return
 		}
@@ -183,7 +188,7 @@ func (s *stream) hand(p part) error {
 			progress(n, total)
 		}
 	})
-	return sumInto(s.ctx, s.hash, s.file, p.off, p.end)
+	return sumInto(s.ctx, s.hash, s.file, s.base+p.off, s.base+p.end)
 }
 
 // spoil gives the stream up: what is under way ends.

@@ -12,13 +12,13 @@ import (
 // verify reads an encoded raw disk back and compares it with what it was made
 // of, so that no fault of an encoder can pass. src may be up to a sector
 // shorter than the encoded disk, whose rest is zeros.
-func verify(ctx context.Context, encoded, src *local) error {
+func verify(ctx context.Context, encoded *local, src codec.Disk) error {
 	d, err := qcow2.Format.Open(ctx, encoded)
 	if err != nil {
 		return fmt.Errorf("read back what was encoded: %w", err)
 	}
-	if d.Size() < src.size || d.Size()-src.size >= 512 {
-		return fmt.Errorf("read back what was encoded: %d bytes of %d", d.Size(), src.size)
+	if d.Size() < src.Size() || d.Size()-src.Size() >= 512 {
+		return fmt.Errorf("read back what was encoded: %d bytes of %d", d.Size(), src.Size())
 	}
 	return eachPiece(ctx, src, func(ctx context.Context, buf []byte, e codec.Extent) error {
 		if e.Zero {

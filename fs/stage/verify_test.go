@@ -24,7 +24,7 @@ func TestVerifyFindsEveryDifference(t *testing.T) {
 		if _, err := f.Write(b); err != nil {
 			t.Fatal(err)
 		}
-		return &local{f, int64(len(b))}
+		return &local{f: f, size: int64(len(b))}
 	}
 	src, enc := file("raw", raw), file("enc", nil)
 	var err error
@@ -42,7 +42,7 @@ func TestVerifyFindsEveryDifference(t *testing.T) {
 		}
 	}
 	for _, n := range []int64{src.size - 600, src.size + 600} {
-		if err := verify(t.Context(), enc, &local{src.f, n}); err == nil {
+		if err := verify(t.Context(), enc, &local{f: src.f, size: n}); err == nil {
 			t.Errorf("a size of %d passes for one of %d", n, src.size)
 		}
 	}
