@@ -17,6 +17,8 @@ type extentLine struct {
 	sectors int64
 	kind    string
 	name    string
+	quoted  bool   // whether the name stands between quotes
+	rest    string // what follows the name: the first sector of flat data
 }
 
 // descriptor is what a reader needs of the text: the rest, the disk data base
@@ -105,7 +107,8 @@ func parseExtent(line string) (e extentLine, err error) {
 	if e.sectors, err = strconv.ParseInt(f[1], 10, 64); err != nil || e.sectors < 0 {
 		return e, fmt.Errorf("%q is no number of sectors", f[1])
 	}
-	e.name, _, _ = strings.Cut(rest, `"`)
+	e.name, e.rest, e.quoted = strings.Cut(rest, `"`)
+	e.rest = strings.TrimSpace(e.rest)
 	return e, nil
 }
 
@@ -142,16 +145,9 @@ func (d *descriptor) check() error {
 		return codec.Corruptf("descriptor without a createType")
 	case d.createType != "monolithicSparse" && d.createType != "streamOptimized":
 		return codec.Unsupportedf("unknown createType %.80q; %s", d.createType, flatten)
-	case d.version != "1" && d.version != "2" && d.version != "3":
-		return codec.Unsupportedf("descriptor version %.20q, known are 1 to 3", d.version)
 	}
-	if cid, err := strconv.ParseUint(d.parentCID, 16, 32); d.parentCID != "" && err != nil {
-		return codec.Corruptf("parentCID %.40q is no number of 8 hexadecimal digits", d.parentCID)
-	} else if d.parentCID != "" && cid != 0xffffffff || d.parentHint != "" {
-		return codec.Unsupportedf("delta of another image (parentCID %q, parentFileNameHint %.200q); %s", d.parentCID, d.parentHint, flatten)
-	}
-	if len(d.extents) == 0 {
-		return codec.Corruptf("descriptor without an extent line")
+	if err := d.alone(); err != nil {
+		return err
 	}
 	if n := len(d.extents); n > 1 {
 		return codec.Unsupportedf("%d extents: its data are split%s; %s", n, d.names(), flatten)
@@ -164,6 +160,23 @@ func (d *descriptor) check() error {
 		return codec.Unsupportedf("extent %.200q with access NOACCESS", e.name)
 	case strings.ContainsAny(e.name, `/\`) || e.name == "..":
 		return codec.Unsupportedf("extent name %.200q leads to another place", e.name)
+	}
+	return nil
+}
+
+// alone refuses a version that is not known and a delta of another image, and
+// wants an extent.
+func (d *descriptor) alone() error {
+	if d.version != "1" && d.version != "2" && d.version != "3" {
+		return codec.Unsupportedf("descriptor version %.20q, known are 1 to 3", d.version)
+	}
+	if cid, err := strconv.ParseUint(d.parentCID, 16, 32); d.parentCID != "" && err != nil {
+		return codec.Corruptf("parentCID %.40q is no number of 8 hexadecimal digits", d.parentCID)
+	} else if d.parentCID != "" && cid != 0xffffffff || d.parentHint != "" {
+		return codec.Unsupportedf("delta of another image (parentCID %q, parentFileNameHint %.200q); %s", d.parentCID, d.parentHint, flatten)
+	}
+	if len(d.extents) == 0 {
+		return codec.Corruptf("descriptor without an extent line")
 	}
 	return nil
 }

@@ -102,20 +102,7 @@ func open(ctx context.Context, src codec.Source) (*disk, error) {
 		d.notes = append(d.notes, "the image was not closed cleanly by its writer")
 	}
 	d.loader = loader{src: src, h: &h, size: sectors * sector, footer: footer}
-	l := &d.loader
-	d.Table, err = l.load(ctx, h.gdOffset, "grain directory")
-	if errors.Is(err, codec.ErrCorrupt) && h.flags&flagRedundant != 0 {
-		t, err2 := l.load(ctx, h.rgdOffset, "redundant grain directory")
-		switch {
-		case err2 == nil:
-			d.Table, d.first = t, err
-			d.notes = append(d.notes, fmt.Sprintf("the redundant grain directory is used: %v", err))
-			err = nil
-		case !errors.Is(err2, codec.ErrCorrupt):
-			err = err2
-		}
-	}
-	if err != nil {
+	if err := d.load(ctx); err != nil {
 		return nil, err
 	}
 	return d, nil
