@@ -26,6 +26,7 @@ var Formats = []codec.Format{
 
 // Flavours are laid out only, and shown when asked for by name.
 var Flavours = []codec.View{
+	vhd.Fixed,
 	vmdk.Sparse,
 	zvhd.Zlib2,
 }

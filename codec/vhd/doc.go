@@ -38,7 +38,8 @@
 // of them take the current size for.
 //
 // The layout is a dynamic disk in blocks of 2 MiB, allocated ones in guest
-// order, every bit of a bitmap set.
+// order, every bit of a bitmap set. Shown as fixed.vhd is a fixed disk, rounded
+// up to whole MiB as Azure wants it.
 //
 // The format is specified in Microsoft's "Virtual Hard Disk Image Format
 // Specification" of 2006: "Hard Disk Footer Format", "Dynamic Disk Header
