@@ -169,26 +169,23 @@ func OpenPackage(ctx context.Context, pkgs []Package, src Source) (Package, Mach
 	var found Package
 	var m Machine
 	var parts []Part
-	var names []string
-	var result error
 	for _, p := range pkgs {
 		if !p.Probe(head) {
 			continue
 		}
 		pm, pp, err := p.Open(ctx, src)
-		if errors.Is(err, ErrFormat) {
-			continue
+		switch {
+		case errors.Is(err, ErrFormat):
+		case err != nil:
+			return nil, Machine{}, nil, err
+		case found != nil:
+			return nil, Machine{}, nil, Unsupportedf("content is %s and %s at the same time", found.Name(), p.Name())
+		default:
+			found, m, parts = p, pm, pp
 		}
-		found, m, parts, result = p, pm, pp, err
-		names = append(names, p.Name())
 	}
-	switch {
-	case len(names) > 1:
-		return nil, Machine{}, nil, Unsupportedf("content is %s at the same time", strings.Join(names, " and "))
-	case found == nil:
+	if found == nil {
 		return nil, Machine{}, nil, fmt.Errorf("%w: content is no known package", ErrFormat)
-	case result != nil:
-		return nil, Machine{}, nil, result
 	}
 	return found, m, parts, nil
 }

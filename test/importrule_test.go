@@ -26,6 +26,8 @@ type rule struct {
 var rules = []rule{
 	{"codec/all", []string{"codec", "codec/*"}, "it is the list of formats"},
 	{"codec/codectest", []string{"codec", "codec/*"}, "it holds every format against the same suite"},
+	{"codec/ova", []string{"codec", "codec/tarball", "codec/vmdk"}, "a package is a tar archive of disks in one format"},
+	{"codec/oci", []string{"codec", "codec/tarball", "codec/qcow2"}, "a package is a tar archive of disks in one format"},
 	{"codec/*", []string{"codec"}, "a format knows what all formats share, and no other format"},
 	{"codec", nil, "codec is bytes and arithmetic: it knows no store, no cache and no FUSE"},
 	{"cache", nil, "the cache holds blocks of anything: it knows no format, no store and no FUSE"},
