@@ -27,6 +27,29 @@ func newDecoder(src codec.Source, h *header) *decoder { return &decoder{src: src
 
 // decode is [codec.Table]'s Decode.
 func (d *decoder) decode(ctx context.Context, e codec.Entry, dst []byte) error {
+	_, err := d.read(ctx, e, dst, func(out, src []byte) (int, error) {
+		if d.h.zstd {
+			return unzstd(dst, out, src)
+		}
+		return 0, inflate(dst, src)
+	})
+	return err
+}
+
+// measure is decode, and returns how many bytes of the file the cluster's data
+// have, or 0: see [codec.Streamed].
+func (d *decoder) measure(ctx context.Context, e codec.Entry, dst []byte) (n int64, err error) {
+	return d.read(ctx, e, dst, func(out, src []byte) (int, error) {
+		if d.h.zstd {
+			return unzstd(dst, out, src)
+		}
+		return measure(dst, src)
+	})
+}
+
+// read reads what may be the data of an entry and has them unpacked, which
+// returns how many they are. out is what unzstd wants.
+func (d *decoder) read(ctx context.Context, e codec.Entry, dst []byte, unpack func(out, src []byte) (int, error)) (int64, error) {
 	off, n := d.h.compressedRange(uint64(e))
 	n = min(n, d.src.Size()-off)
 	m, _ := d.pool.Get().(*inout)
@@ -45,18 +68,13 @@ func (d *decoder) decode(ctx context.Context, e codec.Entry, dst []byte) error {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		return fmt.Errorf("read compressed cluster at %#x: %w", off, err)
+		return 0, fmt.Errorf("read compressed cluster at %#x: %w", off, err)
 	}
-	var err error
-	if d.h.zstd {
-		err = unzstd(dst, m.out, b)
-	} else {
-		err = inflate(dst, b)
-	}
+	used, err := unpack(m.out, b)
 	if err != nil {
-		return codec.Corruptf("compressed cluster at %#x: %v", off, err)
+		return 0, codec.Corruptf("compressed cluster at %#x: %v", off, err)
 	}
-	return nil
+	return int64(used), nil
 }
 
 // maxWindow is the largest zstd window read, what the reference decoder takes
@@ -83,34 +101,34 @@ const (
 // unzstd fills dst from the zstd frames at the start of src. They must end
 // where dst does; skippable frames count for nothing, and what follows is the
 // next cluster's. It decodes into out, which is longer than dst, or into dst
-// when out is nil.
-func unzstd(dst, out, src []byte) error {
+// when out is nil, and returns how many bytes of src it took.
+func unzstd(dst, out, src []byte) (used int, err error) {
 	dec, err := zstdDecoder()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if out == nil {
 		out = dst[:len(dst):len(dst)]
 	}
 	for n := 0; n < len(dst); {
-		frame, skip, err := zstdFrame(src)
+		frame, skip, err := zstdFrame(src[used:])
 		if err != nil {
-			return err
+			return 0, err
 		}
-		src = src[len(frame):]
+		used += len(frame)
 		if skip {
 			continue
 		}
 		b, err := dec.DecodeAll(frame, out[n:n])
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if n += len(b); n > len(dst) {
-			return zstd.ErrDecoderSizeExceeded
+			return 0, zstd.ErrDecoderSizeExceeded
 		}
 	}
 	copy(dst, out)
-	return nil
+	return used, nil
 }
 
 // zstdFrame is the frame at the start of src, whose length is found by walking

@@ -38,7 +38,17 @@ var inflaters = sync.Pool{New: func() any { return new(inflater) }}
 func inflate(dst, src []byte) error {
 	f := inflaters.Get().(*inflater)
 	defer inflaters.Put(f)
-	return f.run(dst, bits{src: src})
+	_, err := f.run(dst, bits{src: src}, false)
+	return err
+}
+
+// measure is inflate, and returns how many bytes of src the stream has. It is 0
+// where the stream is none for stricter decoders: it goes on when dst is full,
+// or lacks its final block.
+func measure(dst, src []byte) (n int, err error) {
+	f := inflaters.Get().(*inflater)
+	defer inflaters.Put(f)
+	return f.run(dst, bits{src: src}, true)
 }
 
 // bits reads src from the lowest bit of each byte on. Bits of buf above n are
@@ -97,18 +107,18 @@ func (b *bits) look(table []uint32, root uint) (uint32, error) {
 	return e, nil
 }
 
-func (f *inflater) run(dst []byte, b bits) error {
-	op := 0
-	for {
+// run fills dst. If it is to measure, it then reads on to the end of the stream
+// and returns where in the source that is, as measure does.
+func (f *inflater) run(dst []byte, b bits, measure bool) (n int, err error) {
+	for op := 0; ; {
 		head, ok := b.take(3)
 		if !ok {
-			return errShort
+			return 0, errShort
 		}
-		t := &f.tables
-		var err error
+		t, end := &f.tables, false
 		switch head >> 1 {
 		case 0:
-			op, err = b.stored(dst, op)
+			op, end, err = b.stored(dst, op)
 			t = nil
 		case 1:
 			t = fixed()
@@ -118,38 +128,84 @@ func (f *inflater) run(dst []byte, b bits) error {
 			err = errBlock
 		}
 		if t != nil && err == nil {
-			op, err = t.block(dst, op, &b)
+			op, end, err = t.block(dst, op, &b)
 		}
 		switch {
 		case err != nil:
-			return err
-		case op == len(dst):
-			return nil
-		case head&1 == 1:
-			return errShort
+			return 0, err
+		case op < len(dst) && head&1 == 1:
+			return 0, errShort
+		case op < len(dst):
+		case !measure:
+			return 0, nil
+		case end || t.ends(&b):
+			return f.tail(b, head&1 == 1), nil
+		default:
+			return 0, nil
 		}
 	}
 }
 
-// stored copies a stored block to dst at op and returns where it ends.
-func (b *bits) stored(dst []byte, op int) (int, error) {
+// tail reads what follows a block with which the output is full, and which is
+// the final one or not: blocks of nothing up to a final one. It returns where
+// the stream ends in the source, 0 if it is not so.
+func (f *inflater) tail(b bits, final bool) (n int) {
+	for !final {
+		head, ok := b.take(3)
+		if !ok {
+			return 0
+		}
+		final = head&1 == 1
+		switch head >> 1 {
+		case 0:
+			if _, end, err := b.stored(nil, 0); err != nil || !end {
+				return 0
+			}
+		case 1:
+			if !fixed().ends(&b) {
+				return 0
+			}
+		case 2:
+			if f.readTables(&b) != nil || !f.tables.ends(&b) {
+				return 0
+			}
+		default:
+			return 0
+		}
+	}
+	return b.ip - int(b.n/8)
+}
+
+// ends reports whether a block ends here, which it does not inside a stored one,
+// that has no tables.
+func (t *tables) ends(b *bits) bool {
+	if t == nil {
+		return false
+	}
+	e, err := b.look(t.lit[:], litRoot)
+	return err == nil && e&entryLiteral == 0 && e&entryEnd != 0
+}
+
+// stored copies a stored block to dst at op and returns where it stopped, and
+// whether the block ends there.
+func (b *bits) stored(dst []byte, op int) (_ int, end bool, err error) {
 	b.ip -= int(b.n / 8) // whole bytes that were read ahead
 	b.buf, b.n = 0, 0
 	if len(b.src)-b.ip < 4 {
-		return op, errShort
+		return op, false, errShort
 	}
 	n := binary.LittleEndian.Uint16(b.src[b.ip:])
 	if n != ^binary.LittleEndian.Uint16(b.src[b.ip+2:]) {
-		return op, errStored
+		return op, false, errStored
 	}
 	b.ip += 4
 	have := b.src[b.ip:]
 	k := copy(dst[op:], have[:min(int(n), len(have))])
 	b.ip += k
 	if op += k; k < int(n) && op < len(dst) {
-		return op, errShort
+		return op, false, errShort
 	}
-	return op, nil
+	return op, k == int(n), nil
 }
 
 // readTables reads the codes of a dynamic block. RFC 1951, section 3.2.7.
@@ -217,46 +273,44 @@ func (f *inflater) readTables(b *bits) error {
 }
 
 // block decodes the codes of a block to dst at op, up to its end or that of
-// dst, and returns where it stopped.
-func (t *tables) block(dst []byte, op int, b *bits) (int, error) {
+// dst, and returns where it stopped, and whether it took the end of the block.
+func (t *tables) block(dst []byte, op int, b *bits) (_ int, end bool, err error) {
 	for {
-		var end bool
-		var err error
 		if op, end, err = t.fast(dst, op, b); err != nil || end {
-			return op, err
+			return op, end, err
 		}
 		// Near an end of input or output: one code at a time.
 		e, err := b.look(t.lit[:], litRoot)
 		switch {
 		case err != nil:
-			return op, err
+			return op, false, err
 		case e&entryLiteral != 0:
 			dst[op] = byte(e >> 16)
 			op++
 		case e&entryEnd != 0:
-			return op, nil
+			return op, true, nil
 		default:
 			more, ok := b.take(entryExtra(e))
 			if !ok {
-				return op, errShort
+				return op, false, errShort
 			}
 			length := int(e>>16) + int(more)
 			if e, err = b.look(t.dist[:], distRoot); err != nil {
-				return op, err
+				return op, false, err
 			}
 			if more, ok = b.take(entryExtra(e)); !ok {
-				return op, errShort
+				return op, false, errShort
 			}
 			dist := int(e>>16) + int(more)
 			if dist > op {
-				return op, errTooFar
+				return op, false, errTooFar
 			}
 			for end := min(op+length, len(dst)); op < end; op++ {
 				dst[op] = dst[op-dist]
 			}
 		}
 		if op == len(dst) {
-			return op, nil
+			return op, false, nil
 		}
 	}
 }

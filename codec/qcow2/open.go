@@ -20,16 +20,44 @@ const (
 // disk is an opened image.
 type disk struct {
 	*codec.Table
+	h     *header
+	dec   *decoder
 	notes []string
 }
 
 var (
-	_ codec.Coded = (*disk)(nil)
-	_ codec.Noted = (*disk)(nil)
+	_ codec.Streamed = (*disk)(nil)
+	_ codec.Noted    = (*disk)(nil)
 )
 
 // Notes implements [codec.Noted].
 func (d *disk) Notes() []string { return d.notes }
+
+// Encoding implements [codec.Streamed].
+func (d *disk) Encoding() string {
+	if d.h.zstd {
+		return codec.Zstd
+	}
+	return codec.Deflate
+}
+
+// StreamAt implements [codec.Streamed].
+func (d *disk) StreamAt(i int64) (off int64, ok bool) {
+	e, ok := d.EncodedAt(i)
+	if ok {
+		off, _ = d.h.compressedRange(uint64(e))
+	}
+	return off, ok
+}
+
+// Measure implements [codec.Streamed].
+func (d *disk) Measure(ctx context.Context, i int64, dst []byte) (int64, error) {
+	e, ok := d.EncodedAt(i)
+	if !ok {
+		return 0, fmt.Errorf("cluster %d is not compressed", i)
+	}
+	return d.dec.measure(ctx, e, dst)
+}
 
 // Open reads an image's header, L1 and L2 tables. The active state is read;
 // refcounts, snapshots and bitmaps are left alone, so that a dirty image, whose
@@ -52,11 +80,11 @@ func (format) Open(ctx context.Context, src codec.Source) (codec.Disk, error) {
 	if err := h.checkExtensions(head); err != nil {
 		return nil, err
 	}
-	d := &disk{}
+	d := &disk{h: h, dec: newDecoder(src, h)}
 	if h.snapshots > 0 {
 		d.notes = append(d.notes, fmt.Sprintf("%d internal snapshots are not carried over, only the active state is", h.snapshots))
 	}
-	if d.Table, err = readTables(ctx, src, h); err != nil {
+	if d.Table, err = readTables(ctx, src, h, d.dec); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -72,14 +100,14 @@ func readHead(ctx context.Context, src codec.Source, n int64) ([]byte, error) {
 type l2Ref struct{ off, index int64 }
 
 // readTables makes a table of the image.
-func readTables(ctx context.Context, src codec.Source, h *header) (*codec.Table, error) {
+func readTables(ctx context.Context, src codec.Source, h *header, dec *decoder) (*codec.Table, error) {
 	n := 8 * h.l2Tables()
 	if h.l1Off > src.Size() || n > src.Size()-h.l1Off { // before anything is allocated for it
 		return nil, codec.Corruptf("l1 table at %#x, %d bytes: past the end of the file (%d bytes)", h.l1Off, n, src.Size())
 	}
 	t := codec.NewTable(src, h.size, h.cluster(), h.perL2())
 	t.ShortTail = true
-	t.Decode = newDecoder(src, h).decode
+	t.Decode = dec.decode
 	if err := t.Claim(0, min(h.cluster(), src.Size()), "header"); err != nil {
 		return nil, err
 	}

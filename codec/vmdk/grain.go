@@ -11,7 +11,10 @@ import (
 	"imagefs/codec"
 )
 
-const recordHead = 12 // guest sector and length, before the data
+const (
+	recordHead = 12 // guest sector and length, before the data
+	zlibAround = 6  // the head of a zlib stream and its checksum
+)
 
 // marker is the sector before a table, directory or footer.
 type marker struct {
@@ -54,6 +57,13 @@ type inflater struct {
 
 // decode fills dst, a whole grain, from the record that e tells.
 func (d *decoder) decode(ctx context.Context, e codec.Entry, dst []byte) error {
+	_, err := d.measure(ctx, e, dst)
+	return err
+}
+
+// measure is decode, and returns how many bytes the deflate stream inside the
+// zlib stream has.
+func (d *decoder) measure(ctx context.Context, e codec.Entry, dst []byte) (int64, error) {
 	i, at := unpack(e)
 	f, _ := d.pool.Get().(*inflater)
 	if f == nil {
@@ -62,7 +72,7 @@ func (d *decoder) decode(ctx context.Context, e codec.Entry, dst []byte) error {
 	defer d.pool.Put(f)
 	data, err := d.record(ctx, f, i, at)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	f.in.Reset(data)
 	if f.zlib == nil {
@@ -71,19 +81,19 @@ func (d *decoder) decode(ctx context.Context, e codec.Entry, dst []byte) error {
 		err = f.zlib.(zlib.Resetter).Reset(&f.in, nil)
 	}
 	if err != nil {
-		return codec.Corruptf("grain %d at %#x: %v", i, at, err)
+		return 0, codec.Corruptf("grain %d at %#x: %v", i, at, err)
 	}
 	n, err := drain(f.zlib, dst)
 	switch {
 	case err != nil:
-		return codec.Corruptf("grain %d at %#x, after %d bytes: %v", i, at, n, err)
+		return 0, codec.Corruptf("grain %d at %#x, after %d bytes: %v", i, at, n, err)
 	case int64(n) > d.grain:
-		return codec.Corruptf("grain %d at %#x: inflates to more than its %d bytes", i, at, d.grain)
+		return 0, codec.Corruptf("grain %d at %#x: inflates to more than its %d bytes", i, at, d.grain)
 	case int64(n) < min(d.grain, d.size-i*d.grain): // the last one may end with the disk
-		return codec.Corruptf("grain %d at %#x: inflates to %d of its %d bytes", i, at, n, d.grain)
+		return 0, codec.Corruptf("grain %d at %#x: inflates to %d of its %d bytes", i, at, n, d.grain)
 	}
 	clear(dst[min(n, len(dst)):])
-	return nil
+	return int64(len(data)-f.in.Len()) - zlibAround, nil
 }
 
 // drain reads r to its end, where a zlib stream has its checksum, into dst. It

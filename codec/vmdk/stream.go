@@ -167,7 +167,7 @@ func (s *stream) whole(ctx context.Context, p []byte, i int64, n int) error {
 	}
 	for ; n > 0; n-- {
 		grain := data[:grainLen]
-		sum := adler32(grain)
+		sum := codec.Adler32(grain)
 		copy(p[halfA:], grain[:half])
 		copy(p[halfB:], grain[half:])
 		putHead(p, i)
@@ -211,7 +211,7 @@ func (s *stream) part(ctx context.Context, p []byte, rel, i int64) error {
 	w.put(halfA, buf[:half])
 	w.put(halfB, buf[half:])
 	var sum [4]byte
-	binary.BigEndian.PutUint32(sum[:], adler32(buf[:]))
+	binary.BigEndian.PutUint32(sum[:], codec.Adler32(buf[:]))
 	w.put(checksum, sum[:])
 	return nil
 }

@@ -26,6 +26,8 @@ type loader struct {
 	size   int64 // of the disk, bytes
 	footer int64 // where its marker begins, or -1
 	whole  bool  // claim compressed grains whole: a read for each
+
+	dec *decoder // of the table loaded last
 }
 
 // tableAt is a grain table that the file holds.
@@ -64,8 +66,8 @@ func (l *loader) load(ctx context.Context, dir uint64, what string) (*codec.Tabl
 
 	grain := int64(l.h.grainSize) * sector
 	t := codec.NewTable(l.src, l.size, grain, int64(l.h.tableEntries))
-	d := &decoder{src: l.src, size: l.size, grain: grain}
-	t.Decode = d.decode
+	l.dec = &decoder{src: l.src, size: l.size, grain: grain}
+	t.Decode = l.dec.decode
 	if err := l.claim(t, off, what); err != nil {
 		return nil, err
 	}

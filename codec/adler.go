@@ -1,11 +1,11 @@
-package vmdk
+package codec
 
 import "encoding/binary"
 
 // adlerMod is the largest prime below 2^16 (RFC 1950, section 8).
 const adlerMod = 65521
 
-// adler32 is the checksum of a zlib stream of p, as hash/adler32 has it, about
+// Adler32 is the checksum of a zlib stream of p, as hash/adler32 has it, about
 // three times as fast: it is what reading a view costs beside copying.
 //
 // With the bytes of a piece numbered from 0, the two sums grow by
@@ -17,7 +17,7 @@ const adlerMod = 65521
 // a0 and the odd ones in a1. c0 and c1 sum up what the lanes held before each
 // step: how often a byte in a lane counts for the steps that follow it. What
 // is left is its place within its own eight, a weight from 8 to 1 per lane.
-func adler32(p []byte) uint32 {
+func Adler32(p []byte) uint32 {
 	const (
 		piece = 128 // 16 steps: a lane of c is below 255*(0+1+..+15) = 30,600
 		even  = 0x00ff00ff00ff00ff
