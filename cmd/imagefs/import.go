@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -83,6 +84,7 @@ type importing struct {
 	report  *reporter
 	name    string
 	inputs  []*input
+	pieces  []*input // of VMDKs among the inputs: no disks by themselves
 }
 
 // run imports what the arguments name.
@@ -115,13 +117,47 @@ func (f *importFlags) run(ctx context.Context, storeName string, args []string) 
 		scratch: newScratch(root), report: report,
 	}
 	defer i.close()
-	for n, src := range sources {
-		i.inputs = append(i.inputs, &input{source: src, number: f.disk + n})
-	}
+	i.sort(sources)
 	if err = i.all(ctx); err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("interrupted: %w", err)
 	}
 	return err
+}
+
+// sort tells disks, which are numbered in order, from the pieces of disks. One
+// source alone is a disk.
+func (i *importing) sort(sources []*source) {
+	whole := slices.ContainsFunc(sources, func(s *source) bool { return !stage.IsPiece(s.base) })
+	for _, src := range sources {
+		if whole && stage.IsPiece(src.base) {
+			i.pieces = append(i.pieces, &input{source: src})
+			continue
+		}
+		in := &input{source: src, number: i.disk + len(i.inputs)}
+		in.job.Piece = i.piece
+		i.inputs = append(i.inputs, in)
+	}
+}
+
+// piece finds a piece by the name that a descriptor has for it.
+func (i *importing) piece(name string) (stage.PieceFile, bool) {
+	for _, in := range i.pieces {
+		if in.base == name {
+			in.stored = true
+			return stage.PieceFile{File: in.job.File, Size: in.job.Size}, true
+		}
+	}
+	return stage.PieceFile{}, false
+}
+
+// joined is an error if a piece belongs to none of the disks.
+func (i *importing) joined() error {
+	for _, in := range i.pieces {
+		if !in.stored {
+			return fmt.Errorf("import %q: by its name it is a piece of a VMDK, but none of the other sources is a descriptor that names it: import it alone if it is a disk", in.label)
+		}
+	}
+	return nil
 }
 
 // sources reads the arguments.
@@ -178,7 +214,8 @@ func (f *importFlags) packages(list []*source) error {
 func (f *importFlags) image(sources []*source) (string, error) {
 	name := f.name
 	if name == "" {
-		name = sources[0].stem()
+		first := max(slices.IndexFunc(sources, func(s *source) bool { return !stage.IsPiece(s.base) }), 0)
+		name = sources[first].stem()
 	}
 	if err := catalog.CheckName(name); err != nil {
 		return "", usagef("%v: say another --name", err)
@@ -197,7 +234,20 @@ func (i *importing) all(ctx context.Context) error {
 		i.report.failed(event{Image: i.name}, err)
 		return err
 	}
-	for _, step := range []func(context.Context, *input) error{i.fetch, i.check, i.put} {
+	for _, in := range i.pieces {
+		if err := i.fetch(ctx, in); err != nil {
+			err = fmt.Errorf("import %q: %w", in.label, err)
+			i.report.failed(i.event(in), err)
+			return err
+		}
+	}
+	for s, step := range []func(context.Context, *input) error{i.fetch, i.check, i.put} {
+		if s == 2 {
+			if err := i.joined(); err != nil {
+				i.report.failed(event{Image: i.name}, err)
+				return err
+			}
+		}
 		for n, in := range i.inputs {
 			if err := step(ctx, in); err != nil {
 				err = fmt.Errorf("import %q: %w", in.label, i.outcome(n, err))
@@ -302,7 +352,14 @@ func (i *importing) put(ctx context.Context, in *input) error {
 		in.job.Progress = i.report.step("storing", e)
 		return nil
 	}
-	in.job.Committing = in.unchanged
+	in.job.Committing = func() error {
+		for _, p := range i.pieces {
+			if err := p.unchanged(); err != nil {
+				return fmt.Errorf("%q: %w", p.label, err)
+			}
+		}
+		return in.unchanged()
+	}
 	im, err := in.checked.Import(ctx)
 	if errors.Is(err, catalog.ErrConflict) {
 		return fmt.Errorf("%w: look at what is there, and say --replace to replace it", err)
@@ -338,7 +395,7 @@ func (i *importing) outcome(n int, err error) error {
 
 func (i *importing) close() {
 	i.report.close()
-	for _, in := range i.inputs {
+	for _, in := range slices.Concat(i.inputs, i.pieces) {
 		in.close()
 	}
 	i.scratch.remove()

@@ -25,8 +25,24 @@ func (r *Reported) Unwrap() error { return r.error }
 //
 // The commit does not end with ctx: whoever waits may be interrupted, and the
 // file is then still stored or refused as a whole.
+//
+// A file that is only a piece of a disk waits, which is no error, and so does a
+// descriptor until all its pieces are there; see [IsPiece].
 func (f *File) Commit(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
+	if err := f.commit(ctx); !errors.Is(err, errPiece) {
+		return err
+	}
+	if g := f.whole(); g != nil {
+		return g.commit(ctx)
+	}
+	return nil
+}
+
+// errPiece says that a file is a piece of another's disk.
+var errPiece = errors.New("a piece of a VMDK: its descriptor is still to be copied beside it")
+
+func (f *File) commit(ctx context.Context) error {
 	f.io.Lock()
 	defer f.io.Unlock()
 	f.starting.Wait()
@@ -38,12 +54,25 @@ func (f *File) Commit(ctx context.Context) error {
 	f.stopQuiet()
 	f.dirty, f.verdict = false, nil
 	f.mu.Unlock()
+	f.mu.Lock()
+	piece := IsPiece(f.rec.Name)
+	f.mu.Unlock()
 	job, err := f.job()
 	if err == nil {
 		var c *Checked
 		if c, err = f.s.im.Check(ctx, job); err == nil {
 			return f.seal(ctx, c)
 		}
+		release(job, false)
+	}
+	var wait *WaitError
+	switch {
+	case errors.As(err, &wait):
+		f.waits(err.Error(), wait.Names)
+		return nil
+	case piece && (errors.Is(err, ErrRefused) || errors.Is(err, ErrName)):
+		f.waits(errPiece.Error(), nil)
+		return errPiece
 	}
 	return f.fail("import", err)
 }
@@ -60,10 +89,12 @@ func (f *File) job() (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Job{
+	j := &Job{
 		Target: t, Base: f.rec.Base, Modified: a.Modified, File: f.data, Size: a.Size, Scratch: f.dir,
 		Starting: f.uploading, Progress: f.progress, sent: f.sent,
-	}, nil
+	}
+	j.Piece = func(name string) (PieceFile, bool) { return f.piece(name, &j.pieces) }
+	return j, nil
 }
 
 // seal notes that the file is complete and good, and stores it.
@@ -71,6 +102,7 @@ func (f *File) seal(ctx context.Context, c *Checked) error {
 	back := f.s.cfg.WriteBack
 	if back {
 		if err := f.data.Sync(); err != nil {
+			release(c.Job, false)
 			return fmt.Errorf("staged file: %w", bare(err))
 		}
 	}
@@ -81,6 +113,7 @@ func (f *File) seal(ctx context.Context, c *Checked) error {
 	f.good = c
 	f.mu.Unlock()
 	if err != nil {
+		release(c.Job, false)
 		return fmt.Errorf("staged file: %w", bare(err))
 	}
 	if back {
@@ -95,7 +128,11 @@ func (f *File) store(ctx context.Context, c *Checked) error {
 	img, err := c.Import(ctx)
 	f.mu.Lock()
 	f.sent, f.tried = nil, false
+	if err != nil && len(c.pieces) > 0 {
+		f.good = nil // whoever tries again looks at the pieces anew
+	}
 	f.mu.Unlock()
+	release(c.Job, err == nil)
 	if err != nil {
 		return f.fail("import", err)
 	}
@@ -207,8 +244,8 @@ func (f *File) rewrite() error {
 		f.rec.Replace = true
 		f.s.remember(f)
 	}
-	f.good = nil
-	f.rec.State, f.rec.Error = Writing, ""
+	f.good, f.waiting = nil, false
+	f.rec.State, f.rec.Error, f.rec.Needs = Writing, "", nil
 	if err := f.rec.save(f.dir, false); err != nil {
 		return fmt.Errorf("staged file: %w", bare(err))
 	}
@@ -226,7 +263,7 @@ func (f *File) startStream() {
 	}
 	f.tried = true
 	t, ok := guess(f.s.cfg.Exts, f.rec.Folder, f.rec.Name)
-	if !ok || t.Format == "raw" || t.Package != "" {
+	if !ok || IsPiece(f.rec.Name) || t.Format == "raw" || t.Package != "" {
 		return
 	}
 	f.starting.Go(func() {

@@ -49,6 +49,7 @@ type File struct {
 	end     int64             // guarded by mu; of what was ever written
 	tried   bool              // guarded by mu; to begin such a stream
 	quiet   *time.Timer       // guarded by mu; commits when it ends
+	waiting bool              // guarded by mu; complete, and waits for others beside it
 	done    int64             // guarded by mu; bytes that the store took
 	total   int64             // guarded by mu; of so many
 }
@@ -255,7 +256,7 @@ func (f *File) awaken(ctx context.Context, keep bool) error {
 		return ErrGone
 	}
 	f.dirty = true
-	if f.removed || f.rec.State == Writing && !f.gone {
+	if f.removed || f.rec.State == Writing && !f.gone && !f.waiting {
 		return nil
 	}
 	return f.rewrite()

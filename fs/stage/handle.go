@@ -157,7 +157,7 @@ func (f *File) Quiet() {
 // startQuiet starts waiting for a quiet period, if that is what the file is
 // about to be committed after. mu is held.
 func (f *File) startQuiet() {
-	if f.writers > 0 || !f.dirty || f.gone || f.removed || f.rec.State != Writing || !f.rec.final() {
+	if f.writers > 0 || !f.dirty || f.waiting || f.gone || f.removed || f.rec.State != Writing || !f.rec.final() {
 		return
 	}
 	f.stopQuiet()

@@ -64,7 +64,12 @@ type Job struct {
 	// sees them; an error ends the import. It may be nil.
 	Committing func() error
 
-	sent *stream // what was sent while the file was written, or nil
+	// Piece finds a file beside the one to import, by its plain name: a VMDK
+	// may be several. It may be nil.
+	Piece func(name string) (PieceFile, bool)
+
+	sent   *stream // what was sent while the file was written, or nil
+	pieces []*File // that Piece found, locked
 }
 
 // Checked is a job whose file was found good.
@@ -80,7 +85,7 @@ type Checked struct {
 // member is one disk of what is imported.
 type member struct {
 	number int
-	src    *local     // its bytes, which are stored as they are
+	src    *local     // its bytes, which are stored as they are; nil where raw is not a file
 	raw    codec.Disk // what is stored encoded in their place, or nil
 	format codec.Format
 	disk   codec.Disk // opened
@@ -121,6 +126,12 @@ func (im *Importer) Check(ctx context.Context, j *Job) (*Checked, error) {
 // checkDisk checks a file that is a disk.
 func (c *Checked) checkDisk(ctx context.Context) (err error) {
 	p := &member{number: c.Number, src: &local{f: c.File, size: c.Size}}
+	if is, err := c.isDescriptor(ctx, p.src); err != nil || is {
+		if err == nil {
+			err = c.checkPieces(ctx, p.src)
+		}
+		return err
+	}
 	if c.Declared {
 		p.format, err = c.im.byName("raw")
 	} else {

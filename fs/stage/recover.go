@@ -143,23 +143,32 @@ func (s *Spool) revive() error {
 	if es, err = os.ReadDir(filepath.Join(s.dir, filesName)); err != nil {
 		return bare(err)
 	}
+	var later []*File // when all are there: one may need another
 	for _, e := range es {
-		if err := s.reviveFile(e.Name()); err != nil {
+		f, err := s.reviveFile(e.Name())
+		if f != nil {
+			later = append(later, f)
+		}
+		if err != nil {
 			s.cfg.Log.Error("staged file is left as it is", "path", filepath.Join(s.dir, filesName, e.Name()), "err", err)
 			s.cfg.Report("resume", e.Name(), err)
 		}
 	}
+	for _, f := range later {
+		s.later(f)
+	}
 	return nil
 }
 
-func (s *Spool) reviveFile(id string) error {
+// reviveFile takes up one file, and returns it if there is more to do for it.
+func (s *Spool) reviveFile(id string) (*File, error) {
 	f := &File{ID: id, s: s, dir: filepath.Join(s.dir, filesName, id), attr: Attr{Mode: 0o644}}
 	rec, err := load(f.dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && rec.State == committed && rec.Key == "" {
-		return os.RemoveAll(f.dir) // killed while it was made, or removed
+		return nil, os.RemoveAll(f.dir) // killed while it was made, or removed
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if rec.Key != "" {
 		rec.Stale, rec.Key = append(rec.Stale, rec.Key), ""
@@ -167,10 +176,10 @@ func (s *Spool) reviveFile(id string) error {
 	f.rec = rec
 	f.data, err = os.OpenFile(filepath.Join(f.dir, dataName), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) && rec.State == Writing {
-		return os.RemoveAll(f.dir)
+		return nil, os.RemoveAll(f.dir)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, old := range glob(f.dir, "object-*") {
 		os.Remove(old)
@@ -180,8 +189,7 @@ func (s *Spool) reviveFile(id string) error {
 	defer f.mu.Unlock()
 	f.save()
 	if f.removed = rec.State == committed; f.removed {
-		s.later(f)
-		return nil
+		return f, nil
 	}
 	name := rec.Name
 	if rec.Replace && rec.State == Writing && !f.rec.refused() {
@@ -189,10 +197,11 @@ func (s *Spool) reviveFile(id string) error {
 	}
 	s.move(f, rec.Folder, name)
 	f.dirty = rec.State == Writing || rec.State == Refused
+	f.waiting = rec.State == Writing && (rec.Error == errPiece.Error() || len(rec.Needs) > 0)
 	if len(rec.Stale) > 0 || rec.State == Sealed || rec.State == Uploading {
-		s.later(f)
+		return f, nil
 	}
-	return nil
+	return nil, nil
 }
 
 func glob(dir, pattern string) []string {
@@ -284,6 +293,11 @@ func (f *File) resume(ctx context.Context) error {
 		return nil
 	}
 	c, err := f.checked(ctx)
+	var wait *WaitError
+	if errors.As(err, &wait) {
+		f.waits(err.Error(), wait.Names)
+		return nil
+	}
 	if err != nil {
 		return f.fail("resume", err)
 	}
@@ -300,10 +314,14 @@ func (f *File) checked(ctx context.Context) (*Checked, error) {
 	c := f.good
 	f.mu.Unlock()
 	if c != nil && c.Target == job.Target && c.Size == job.Size {
+		job.pieces = c.pieces
 		c.Job = job
 		return c, nil
 	}
-	return f.s.im.Check(ctx, job)
+	if c, err = f.s.im.Check(ctx, job); err != nil {
+		release(job, false)
+	}
+	return c, err
 }
 
 // named reports whether the catalog shows the object of a file under its name.

@@ -14,13 +14,8 @@ import (
 // name and nobody writes it any more. The error is the verdict: the file then
 // keeps its old name.
 func (s *Spool) Rename(ctx context.Context, folder, name, toFolder, toName string) error {
-	if !Unfinished(toName) {
-		if _, err := ParseName(s.cfg.Exts, toFolder, toName); err != nil {
-			return err
-		}
-		if err := s.taken(toFolder, toName); err != nil {
-			return err
-		}
+	if err := s.allowed(toFolder, toName); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	f, other := s.tree[place{folder, name}], s.tree[place{toFolder, toName}]

@@ -79,13 +79,8 @@ const (
 // Create makes a new file. The error wraps fs.ErrExist when the name is taken,
 // and [ErrName] when no file of that name can ever become a disk.
 func (s *Spool) Create(folder, name string) (*File, error) {
-	if !Unfinished(name) {
-		if _, err := ParseName(s.cfg.Exts, folder, name); err != nil {
-			return nil, err
-		}
-		if err := s.taken(folder, name); err != nil {
-			return nil, err
-		}
+	if err := s.allowed(folder, name); err != nil {
+		return nil, err
 	}
 	f, err := s.make(record{Folder: folder, Name: name, State: Writing, Base: s.current(folder, name)})
 	if err != nil {
@@ -140,6 +135,17 @@ func (s *Spool) unclaim(f *File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.claims, func(_ claim, g *File) bool { return g == f })
+}
+
+// allowed reports why no file may have a name.
+func (s *Spool) allowed(folder, name string) error {
+	if Unfinished(name) || IsPiece(name) {
+		return nil
+	}
+	if _, err := ParseName(s.cfg.Exts, folder, name); err != nil {
+		return err
+	}
+	return s.taken(folder, name)
 }
 
 // taken refuses the short name of an image that exists in another format, and

@@ -37,6 +37,7 @@ type record struct {
 	Stale    []string  `json:"stale,omitempty"`    // objects of earlier attempts, to be removed
 	Modified time.Time `json:"modified,omitzero"`  // as the client set it
 	Error    string    `json:"error,omitempty"`    // why it was refused
+	Needs    []string  `json:"needs,omitempty"`    // files that have to come beside it
 	Replace  bool      `json:"replaces,omitempty"` // of a disk that is shown meanwhile
 }
 
