@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"sort"
 )
 
@@ -146,5 +147,32 @@ func (t *Sums) Find(unit int64) (k, start int64) {
 			return k, start
 		}
 		k, start = k+1, start+n
+	}
+}
+
+// Groups maps the blocks with data in larger ones of group bytes.
+func (s *Streams) Groups(ctx context.Context, group int64) (*Map, error) {
+	return NewMap(ctx, &eitherMap{s.Coded, s.Plain}, group)
+}
+
+// eitherMap is two maps of a disk as its extents, for [NewMap]: not in order.
+type eitherMap struct{ a, b *Map }
+
+func (m *eitherMap) Size() int64 { return m.a.Size() }
+
+func (m *eitherMap) ReadAt(context.Context, []byte, int64) (int, error) {
+	return 0, errNegative
+}
+
+// Extents yields those of one and then those of the other.
+func (m *eitherMap) Extents(ctx context.Context, off, n int64) iter.Seq2[Extent, error] {
+	return func(yield func(Extent, error) bool) {
+		for _, x := range []*Map{m.a, m.b} {
+			for e, err := range x.Extents(ctx, off, n) {
+				if !yield(e, err) {
+					return
+				}
+			}
+		}
 	}
 }

@@ -3,6 +3,8 @@ package all
 
 import (
 	"imagefs/codec"
+	"imagefs/codec/oci"
+	"imagefs/codec/ova"
 	"imagefs/codec/qcow2"
 	"imagefs/codec/raw"
 	"imagefs/codec/vdi"
@@ -27,6 +29,8 @@ var Formats = []codec.Format{
 // Flavours are laid out only, and shown when asked for by name.
 var Flavours = []codec.View{
 	vhd.Fixed,
+	qcow2.Zlib,
+	qcow2.Zstd,
 	vmdk.Sparse,
 	zvhd.Zlib2,
 }
@@ -53,7 +57,10 @@ func extensions() map[string]string {
 }
 
 // Packages hold an image whole; all are shown unless others are asked for.
-var Packages = []codec.Package{}
+var Packages = []codec.Package{
+	ova.Package,
+	oci.Package,
+}
 
 // PackageExtensions maps the extension of a file's name to the kind of package
 // it promises.

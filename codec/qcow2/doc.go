@@ -51,6 +51,21 @@
 // What is not allocated is entry 0, never the zero flag, which some readers
 // take for a part of the offset.
 //
+// # As re-framed
+//
+// [Zlib] and [Zstd] hand on the streams of a disk that is stored encoded, as they
+// are. Clusters have the size of its blocks, and everything else is as above, but
+// for the data:
+//
+//	c_off   the streams of compressed clusters in guest order, each from a
+//	        sector on, then zeros up to a cluster
+//	        plain clusters in guest order, to the end of the file
+//
+// Plain are blocks that are stored so, and those of which no stream can be handed
+// on: ones that are no shorter than their block, that other readers would not
+// take alone, and the last one where the disk ends within it. The refcount of a
+// cluster with streams is the number of those that touch it.
+//
 // # As compressed
 //
 // [Compress] writes the same with compression type zstd, the one incompatible

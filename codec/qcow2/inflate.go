@@ -136,7 +136,7 @@ func (f *inflater) run(dst []byte, b bits, measure bool) (n int, err error) {
 		case op < len(dst) && head&1 == 1:
 			return 0, errShort
 		case op < len(dst):
-		case !measure:
+		case !measure || op > len(dst):
 			return 0, nil
 		case end || t.ends(&b):
 			return f.tail(b, head&1 == 1), nil
@@ -274,6 +274,7 @@ func (f *inflater) readTables(b *bits) error {
 
 // block decodes the codes of a block to dst at op, up to its end or that of
 // dst, and returns where it stopped, and whether it took the end of the block.
+// A match may reach past dst.
 func (t *tables) block(dst []byte, op int, b *bits) (_ int, end bool, err error) {
 	for {
 		if op, end, err = t.fast(dst, op, b); err != nil || end {
@@ -305,11 +306,13 @@ func (t *tables) block(dst []byte, op int, b *bits) (_ int, end bool, err error)
 			if dist > op {
 				return op, false, errTooFar
 			}
-			for end := min(op+length, len(dst)); op < end; op++ {
+			stop := op + length
+			for end := min(stop, len(dst)); op < end; op++ {
 				dst[op] = dst[op-dist]
 			}
+			op = stop
 		}
-		if op == len(dst) {
+		if op >= len(dst) {
 			return op, false, nil
 		}
 	}

@@ -150,3 +150,13 @@ func FuzzInflate(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, src []byte, n uint16) { checkInflate(t, src, int(n)+1) })
 }
+
+// flateWriter is a writer of deflate that can flush.
+func flateWriter(t testing.TB, w io.Writer) *flate.Writer {
+	t.Helper()
+	f, err := flate.NewWriter(w, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}

@@ -188,8 +188,8 @@ func (im *writer) finish() (size int64, err error) {
 	}
 	n := im.at.next/layCluster - 1
 	p := makePlan(im.size, n, int64(len(im.groups)))
-	if p.rtLen*layCluster > layMaxRT {
-		return 0, fmt.Errorf("%w: %d clusters need a refcount table larger than the %d bytes of qcow2", codec.ErrTooLarge, p.total, layMaxRT)
+	if err := p.tooManyCounts(); err != nil {
+		return 0, err
 	}
 	p.data = 1
 	p.rcb = p.data + n
@@ -258,17 +258,18 @@ func (im *writer) l2Filler() func(b []byte, i int64) {
 			off, _ := at.place(n)
 			e := uint64(off) | entryCopied
 			if n != storedPlain {
-				e = compressedEntry(off, int64(n))
+				e = compressedEntry(layBits, off, int64(n))
 			}
 			binary.BigEndian.PutUint64(b[8*k:], e)
 		}
 	}
 }
 
-// compressedEntry is the L2 entry of a payload of n bytes at off.
-func compressedEntry(off, n int64) uint64 {
+// compressedEntry is the L2 entry of a payload of n bytes at off, in clusters of
+// 1<<bits bytes.
+func compressedEntry(bits uint, off, n int64) uint64 {
 	more := (off+n-1)>>9 - off>>9
-	return entryCompressed | uint64(more)<<(62-(layBits-8)) | uint64(off)
+	return entryCompressed | uint64(more)<<(62-(bits-8)) | uint64(off)
 }
 
 // compressedHeader is the header of an image of zstd clusters.

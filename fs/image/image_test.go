@@ -113,6 +113,9 @@ func TestEveryPairOfFormats(t *testing.T) {
 			continue
 		}
 		for _, v := range o.Views() {
+			if _, ok := v.(codec.Reframing); ok {
+				continue // needs what is stored encoded
+			}
 			t.Run(f.Name()+" as "+v.Name(), func(t *testing.T) {
 				file, err := d.File(t.Context(), v)
 				if err != nil {
@@ -274,6 +277,9 @@ func TestViewsOfACopyAreTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, v := range o1.Views() {
+		if _, ok := v.(codec.Reframing); ok {
+			continue // see TestStreamsAreHandedOn
+		}
 		f1, err1 := d1.File(t.Context(), v)
 		f2, err2 := d2.File(t.Context(), v)
 		if err := errors.Join(err1, err2); err != nil {
