@@ -52,6 +52,8 @@ type checkDisk struct {
 	Size   int64  `json:"size"`
 	Status string `json:"status"`
 	Error  string `json:"error,omitempty"`
+
+	index string // key of the object beside it; "" if there is none
 }
 
 type checkGarbage struct {
@@ -153,13 +155,16 @@ func (s *session) checkAll(ctx context.Context, out *checkReport) error {
 	for _, im := range out.Images {
 		readable = readable && len(im.Disks) > 0
 		for _, d := range im.Disks {
-			named[d.Object] = true
+			named[d.Object], named[d.index] = true, true
 		}
 	}
 	for _, im := range deleted {
 		readable = readable && im.Err == nil
 		for _, d := range im.Disks {
 			named[d.Object.Key] = true
+			if d.Index != nil {
+				named[d.Index.Key] = true
+			}
 		}
 		if im.Err != nil {
 			err := out.add(&checkImage{
@@ -226,6 +231,9 @@ func (s *session) checkImage(ctx context.Context, name string, full bool) *check
 	}
 	for _, d := range im.Disks {
 		cd := checkDisk{Number: d.Number, Format: d.Format, Object: d.Object.Key, Size: d.Object.Size, Status: statusOK}
+		if d.Index != nil {
+			cd.index = d.Index.Key
+		}
 		if cd.Object == "" {
 			cd.Object = entryKey(im, d.Number)
 		}

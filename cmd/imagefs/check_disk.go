@@ -94,6 +94,9 @@ func (s *session) checkBytes(ctx context.Context, f codec.Format, src codec.Sour
 			return damagef("the SHA-256 of the object %q is %s, its entry says %s", d.Object.Key, sum, d.SHA256)
 		}
 	}
+	if err := s.checkIndex(ctx, d); err != nil {
+		return err
+	}
 	o := d.Original
 	if o == nil || o.SHA256 == "" || o.Format != "raw" {
 		_, err := stage.Validate(ctx, f, src)
@@ -103,6 +106,29 @@ func (s *session) checkBytes(ctx context.Context, f codec.Format, src codec.Sour
 	sum, err := sumOf(ctx, disk, o.Size)
 	if err == nil && !strings.EqualFold(sum, o.SHA256) {
 		err = damagef("the SHA-256 of the disk is %s, its entry says that of the %s that was copied in is %s", sum, o.Format, o.SHA256)
+	}
+	return err
+}
+
+// checkIndex compares an index with what its entry says of it. A bad one costs
+// views, never bytes.
+func (s *session) checkIndex(ctx context.Context, d catalog.Disk) error {
+	if d.Index == nil {
+		return nil
+	}
+	const again = `make it anew with "imagefs index --again"`
+	o, err := s.store.Stat(ctx, d.Index.Key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return damagef("its index, the object %q, is missing: %s", d.Index.Key, again)
+	case err != nil:
+		return err
+	case o.Size != d.Index.Size:
+		return damagef("its index, the object %q, has %d bytes, its entry says %d: %s", o.Key, o.Size, d.Index.Size, again)
+	}
+	sum, err := sumOf(ctx, &image.Object{Store: s.store, Version: o}, o.Size)
+	if err == nil && !strings.EqualFold(sum, d.Index.SHA256) {
+		err = damagef("the SHA-256 of its index %q is %s, its entry says %s: %s", o.Key, sum, d.Index.SHA256, again)
 	}
 	return err
 }

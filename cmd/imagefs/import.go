@@ -337,19 +337,22 @@ func (i *importing) check(ctx context.Context, in *input) error {
 func (i *importing) put(ctx context.Context, in *input) error {
 	e := i.event(in)
 	e.Bytes = in.job.Size
+	var err error
+	if in.job.Scratch, err = i.scratch.folder(); err != nil {
+		return err
+	}
 	if in.job.Format == "raw" {
-		dir, err := i.scratch.folder()
-		if err != nil {
-			return err
-		}
-		in.job.Scratch = dir
 		i.report.event("encoding", e)
 		encoded := i.report.step("encoding", e)
 		in.job.Encoding = func(done int64) { encoded(done, in.job.Size) }
 	}
-	in.job.Starting = func(string) error {
-		i.report.event("storing", e)
-		in.job.Progress = i.report.step("storing", e)
+	var started bool
+	in.job.Starting = func(string) error { // also for an index, which is small
+		if !started {
+			i.report.event("storing", e)
+			in.job.Progress = i.report.step("storing", e)
+		}
+		started = true
 		return nil
 	}
 	in.job.Committing = func() error {

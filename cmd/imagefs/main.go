@@ -54,6 +54,7 @@ func commands() []*command {
 		importCommand(),
 		rmCommand(),
 		restoreCommand(),
+		indexCommand(),
 		gcCommand(),
 		checkCommand(),
 		versionCommand(),

@@ -93,7 +93,7 @@ func TestParseFormats(t *testing.T) {
 	if got := names("zvhd2,zlib.zvhd2"); got != "zvhd2,zlib.zvhd2" {
 		t.Errorf("what is not shown by default: %s", got)
 	}
-	if got := names(""); got != "qcow2,vdi,vhd,vhdx,vmdk,raw" {
+	if got := names(""); got != "qcow2,vdi,vhd,vhdx,vmdk,raw,ova,oci" {
 		t.Errorf("default: %s", got)
 	}
 	if got := names("all"); !strings.Contains(got, "sparse.vmdk") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"imagefs/codec"
+	"imagefs/codec/all"
 	"imagefs/fs/image"
 	"imagefs/remote/catalog"
 )
@@ -26,6 +29,8 @@ type showImage struct {
 	Tags       []string          `json:"tags,omitempty"`
 	Properties map[string]string `json:"properties,omitempty"`
 	Disks      []showDisk        `json:"disks"`
+	Packages   []showFile        `json:"packages,omitempty"` // the whole image as one file
+	Targets    []showTarget      `json:"targets,omitempty"`
 	Error      string            `json:"error,omitempty"`
 }
 
@@ -54,15 +59,33 @@ type showFile struct {
 	Hidden string `json:"not_shown,omitempty"`
 }
 
+// showTarget is a place that the image can go to, and how.
+type showTarget struct {
+	Name    string `json:"name"`
+	File    string `json:"file,omitempty"` // below a mount's images/
+	Command string `json:"command,omitempty"`
+	Hidden  string `json:"not_possible,omitempty"`
+	Asked   bool   `json:"only_with_formats,omitempty"` // the mount shows the file if --formats names it
+}
+
 func showCommand() *command {
 	var f storeFlags
 	var asJSON bool
+	var mount string
 	c := &command{
 		name: "show", args: "STORE IMAGE", summary: "show all that is known of one image",
-		help: "Opens the image's disks and says which files a mount shows of them, how large\neach is, and why one is not shown.\n\nExample: imagefs show ./store centos7\n",
+		help: `Opens the image's disks and says which files a mount shows of them, how large
+each is, and why one is not shown. Then, for every cloud and hypervisor, which
+file to copy and the command that uploads or attaches it, as if the store were
+mounted at --mount; what only you know is in capitals. Where --formats is named,
+the mount needs it to show the file.
+
+Example: imagefs show ./store centos7
+`,
 	}
 	c.flags = func(set *pflag.FlagSet) {
 		set.BoolVar(&asJSON, "json", false, "print JSON")
+		set.StringVar(&mount, "mount", "/mnt/imagefs", "mount point in the commands that are shown")
 		f.add(set)
 	}
 	c.run = func(ctx context.Context, args []string) error {
@@ -79,6 +102,9 @@ func showCommand() *command {
 			return err
 		}
 		out := s.show(ctx, im)
+		if out.Status != "error" {
+			out.target(mount)
+		}
 		if asJSON {
 			err = printJSON(out)
 		} else {
@@ -119,7 +145,61 @@ func (s *session) show(ctx context.Context, im *catalog.Image) *showImage {
 		}
 		out.Disks = append(out.Disks, sd)
 	}
+	if out.Status != "error" {
+		if err := s.showPackages(ctx, im, out); err != nil {
+			out.Status, out.Error = "error", err.Error()
+		}
+	}
 	return out
+}
+
+func (s *session) showPackages(ctx context.Context, im *catalog.Image, out *showImage) error {
+	for _, p := range s.packages {
+		sf := showFile{Name: im.Name + "." + p.Name()}
+		switch f, err := s.opener.Package(ctx, im, p); {
+		case errors.Is(err, image.ErrNotShown):
+			sf.Hidden = reason(err)
+		case err != nil:
+			return err
+		default:
+			sf.Size = f.Size()
+		}
+		out.Packages = append(out.Packages, sf)
+	}
+	return nil
+}
+
+// reason is why a file is not shown, for people.
+func reason(err error) string {
+	s := strings.TrimPrefix(err.Error(), image.ErrNotShown.Error()+": ")
+	return strings.TrimPrefix(s, codec.ErrNotPossible.Error()+": ")
+}
+
+// target says for every target how the image gets there.
+func (im *showImage) target(mount string) {
+	hidden := make(map[string]string) // why a file is not shown
+	for _, d := range im.Disks {
+		for _, f := range d.Files {
+			hidden[im.Name+"/"+f.Name] = f.Hidden
+		}
+	}
+	for _, f := range im.Packages {
+		hidden[im.Name+"/"+f.Name] = f.Hidden
+	}
+	for _, t := range targets {
+		for _, d := range im.Disks {
+			st := showTarget{Name: t.name, File: t.file(im.Name, d.Number), Asked: !t.whole() && !isShown(t.view)}
+			if why, known := hidden[st.File]; !known || why != "" {
+				st.Hidden = cmp.Or(why, "not shown")
+			} else {
+				st.Command = t.line(mount, im.Name, d.Number)
+			}
+			im.Targets = append(im.Targets, st)
+			if t.whole() {
+				break
+			}
+		}
+	}
 }
 
 func (s *session) showDisk(ctx context.Context, im *catalog.Image, d catalog.Disk, sd *showDisk) error {
@@ -132,7 +212,7 @@ func (s *session) showDisk(ctx context.Context, im *catalog.Image, d catalog.Dis
 		sf := showFile{Name: fmt.Sprintf("disk%d.%s", d.Number, v.Name())}
 		switch f, err := o.File(ctx, v); {
 		case errors.Is(err, image.ErrNotShown):
-			sf.Hidden = strings.TrimPrefix(err.Error(), image.ErrNotShown.Error()+": ")
+			sf.Hidden = reason(err)
 		case err != nil:
 			return err
 		default:
@@ -204,5 +284,50 @@ func (im *showImage) print() error {
 			}
 		}
 	}
-	return w.Flush()
+	files := func(list []showFile) {
+		for _, f := range list {
+			if f.Hidden != "" {
+				row("  "+f.Name, "not shown: "+f.Hidden)
+			} else {
+				row("  "+f.Name, fmt.Sprintf("%d bytes", f.Size))
+			}
+		}
+	}
+	if len(im.Packages) > 0 {
+		fmt.Fprintln(w)
+		row("Packages", "all disks in one file")
+		files(im.Packages)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return im.printTargets()
+}
+
+// isShown reports whether a mount shows a view without being asked.
+func isShown(view string) bool {
+	return slices.ContainsFunc(all.Shown, func(v codec.View) bool { return v.Name() == view })
+}
+
+// printTargets prints a paragraph for each target: its line may be long, and is
+// there to be copied.
+func (im *showImage) printTargets() error {
+	if len(im.Targets) == 0 {
+		return nil
+	}
+	fmt.Println("\nFor")
+	for _, t := range im.Targets {
+		text := t.Command
+		if t.Hidden != "" {
+			text = "not possible: " + t.Hidden
+		}
+		file := t.File[strings.LastIndexByte(t.File, '/')+1:]
+		if t.Asked {
+			file += ", with mount --formats all"
+		}
+		if _, err := fmt.Printf("  %s: %s\n    %s\n", t.Name, file, text); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -88,7 +88,8 @@ type member struct {
 	src    *local     // its bytes, which are stored as they are; nil where raw is not a file
 	raw    codec.Disk // what is stored encoded in their place, or nil
 	format codec.Format
-	disk   codec.Disk // opened
+	disk   codec.Disk   // opened
+	index  *codec.Index // of it; nil if there is nothing to keep
 }
 
 // Format is the format of the file, or the kind of package that it is.
@@ -143,7 +144,7 @@ func (c *Checked) checkDisk(ctx context.Context) (err error) {
 	if p.format.Name() == "raw" {
 		p.raw = p.src
 	}
-	p.disk, err = Validate(ctx, p.format, p.src)
+	p.disk, p.index, err = validate(ctx, p.format, p.src)
 	c.disks = []*member{p}
 	return err
 }
@@ -183,6 +184,9 @@ func (c *Checked) Import(ctx context.Context) (img *catalog.Image, err error) {
 		img, err = c.im.cat.PutDisk(ctx, c.Image, c.Number, ds[0], c.Base)
 	}
 	if err == nil {
+		for _, p := range c.disks {
+			p.index.Close()
+		}
 		return img, nil
 	}
 	if errors.Is(err, catalog.ErrConflict) || errors.Is(err, fs.ErrExist) {

@@ -33,7 +33,7 @@ func (c *Checked) checkPackage(ctx context.Context) error {
 			err = codec.Unsupportedf("its content has no signature of a disk's format")
 		}
 		if err == nil {
-			p.disk, err = Validate(ctx, p.format, p.src)
+			p.disk, p.index, err = validate(ctx, p.format, p.src)
 		}
 		if err != nil {
 			return fmt.Errorf("disk %d, member %q: %w", in.Number, in.Name, err)

@@ -30,6 +30,12 @@ func (c *Checked) putDisk(ctx context.Context, p *member) (d catalog.EntryDisk, 
 		o, d.SHA256, err = c.upload(ctx, p.number, d.Format, p.src)
 	}
 	d.Key, d.Size = o.Key, o.Size
+	if err == nil && p.index != nil {
+		d.Index, err = c.im.putIndex(ctx, c, p)
+		if err != nil {
+			c.im.remove(ctx, []catalog.EntryDisk{d})
+		}
+	}
 	return d, err
 }
 
@@ -55,7 +61,11 @@ func (c *Checked) putRaw(ctx context.Context, p *member, d *catalog.EntryDisk) (
 	// Read back while it is sent: it counts for nothing before the commit.
 	encoded := &local{f: f, size: size}
 	good := make(chan error, 1)
-	go func() { good <- verify(ctx, encoded, p.raw) }()
+	go func() {
+		var err error
+		p.index, err = verify(ctx, encoded, p.raw)
+		good <- err
+	}()
 	o, d.SHA256, err = c.upload(ctx, p.number, d.Format, encoded)
 	if verr := <-good; verr != nil && err == nil {
 		_ = c.im.store.Delete(context.WithoutCancel(ctx), o.Key)

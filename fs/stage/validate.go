@@ -24,7 +24,7 @@ const (
 	decodeRate = 1 << 20 // bytes of the file per second
 )
 
-// decodePiece is how much of a disk one worker decodes at a time.
+// decodePiece is how much of a disk one worker compares at a time.
 const decodePiece = 2 << 20
 
 // Detect says which of formats the content of src is, by content alone. An
@@ -71,47 +71,39 @@ type verifier interface {
 
 // Validate opens src as f and checks all that a later read relies on: the
 // tables at opening, what only some readers would mind, and whatever is encoded
-// by decoding it once. It holds a few megabytes and ends within a time that
-// follows from the file's size.
+// by decoding it once. It holds a few megabytes, and 8 bytes for each encoded
+// block, and ends within a time that follows from the file's size.
 func Validate(ctx context.Context, f codec.Format, src codec.Source) (codec.Disk, error) {
+	d, x, err := validate(ctx, f, src)
+	x.Close()
+	return d, err
+}
+
+// validate is Validate, and keeps what decoding found out, which is to be
+// closed; nil if there is nothing.
+func validate(ctx context.Context, f codec.Format, src codec.Source) (d codec.Disk, x *codec.Index, err error) {
 	limit := decodeBase + time.Duration(src.Size()/decodeRate)*time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
 		fmt.Errorf("%w: %w", ErrSlow, codec.Unsupportedf("checking the image takes more than %v for its %d bytes", limit, src.Size())))
 	defer cancel()
-	d, err := f.Open(ctx, src)
+	d, err = f.Open(ctx, src)
 	if err == nil {
 		if d.Size() < 0 || d.Size() > codec.MaxSize {
-			return nil, codec.Corruptf("virtual size %d", d.Size())
+			return nil, nil, codec.Corruptf("virtual size %d", d.Size())
 		}
 		if v, ok := d.(verifier); ok {
 			err = v.Verify(ctx)
 		}
 		if err == nil {
-			err = decodeAll(ctx, d)
+			// What is stored plain lies inside the file, which opening
+			// has checked.
+			x, err = codec.BuildIndex(ctx, d, runtime.GOMAXPROCS(0), nil)
 		}
 	}
 	if err != nil && context.Cause(ctx) != nil && errors.Is(err, ctx.Err()) {
 		err = context.Cause(ctx)
 	}
-	return d, err
-}
-
-// decodeAll reads every encoded block of d once. What is stored plain lies
-// inside the file, which opening has checked.
-func decodeAll(ctx context.Context, d codec.Disk) error {
-	c, ok := d.(codec.Coded)
-	if !ok || c.Unit() == 0 {
-		return nil
-	}
-	return eachPiece(ctx, d, func(ctx context.Context, buf []byte, e codec.Extent) error {
-		if e.Zero {
-			return nil
-		}
-		if n, err := d.ReadAt(ctx, buf[:e.Len], e.Off); int64(n) < e.Len {
-			return fmt.Errorf("guest bytes at %d: %w", e.Off, unexpected(err))
-		}
-		return nil
-	})
+	return d, x, err
 }
 
 // unexpected is what a short read without an error of its own is.

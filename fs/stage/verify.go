@@ -4,62 +4,91 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 
 	"imagefs/codec"
 	"imagefs/codec/qcow2"
 )
 
 // verify reads an encoded raw disk back and compares it with what it was made
-// of, so that no fault of an encoder can pass. src may be up to a sector
-// shorter than the encoded disk, whose rest is zeros.
-func verify(ctx context.Context, encoded *local, src codec.Disk) error {
+// of, so that no fault of an encoder can pass, and returns what decoding found
+// out. src may be up to a sector shorter than the encoded disk, whose rest is
+// zeros.
+func verify(ctx context.Context, encoded *local, src codec.Disk) (*codec.Index, error) {
+	x, err := readBack(ctx, encoded, src)
+	if err != nil {
+		x.Close()
+		return nil, fmt.Errorf("read back what was encoded: %w", err)
+	}
+	return x, nil
+}
+
+func readBack(ctx context.Context, encoded *local, src codec.Disk) (*codec.Index, error) {
 	d, err := qcow2.Format.Open(ctx, encoded)
 	if err != nil {
-		return fmt.Errorf("read back what was encoded: %w", err)
+		return nil, err
 	}
 	if d.Size() < src.Size() || d.Size()-src.Size() >= 512 {
-		return fmt.Errorf("read back what was encoded: %d bytes of %d", d.Size(), src.Size())
+		return nil, fmt.Errorf("%d bytes of %d", d.Size(), src.Size())
+	}
+	x, err := codec.BuildIndex(ctx, d, runtime.GOMAXPROCS(0), func(off int64, block []byte) error {
+		return equal(ctx, src, off, block)
+	})
+	if err == nil {
+		err = comparePlain(ctx, d, src)
+	}
+	return x, err
+}
+
+// equal compares the bytes at off of a disk, and the zeros behind its end, with b.
+func equal(ctx context.Context, src codec.Disk, off int64, b []byte) error {
+	buf := make([]byte, min(int64(len(b)), max(src.Size()-off, 0)))
+	if n, err := src.ReadAt(ctx, buf, off); n < len(buf) {
+		return fmt.Errorf("%d bytes at %d: %w", len(buf), off, unexpected(err))
+	}
+	if !bytes.Equal(buf, b[:len(buf)]) || !codec.Empty(b[len(buf):]) {
+		return fmt.Errorf("it differs within %d bytes at %d", len(b), off)
+	}
+	return nil
+}
+
+// comparePlain compares what is not encoded of d: blocks that are stored plain,
+// and those that are not there and have to be zeros in the source.
+func comparePlain(ctx context.Context, d, src codec.Disk) error {
+	s, ok := d.(codec.Streamed)
+	if !ok {
+		return fmt.Errorf("a disk without streams")
+	}
+	block := s.Unit()
+	if block == 0 { // nothing is encoded
+		block = decodePiece
 	}
 	return eachPiece(ctx, src, func(ctx context.Context, buf []byte, e codec.Extent) error {
-		if e.Zero {
-			return verifyZero(ctx, d, e)
-		}
-		got, want := buf[:e.Len], buf[decodePiece:][:e.Len]
-		for _, r := range []struct {
-			p   []byte
-			src codec.ReaderAt
-		}{{got, d}, {want, src}} {
-			if n, err := r.src.ReadAt(ctx, r.p, e.Off); n < len(r.p) {
-				return fmt.Errorf("read back what was encoded, %d bytes at %d: %w", e.Len, e.Off, unexpected(err))
+		for x, err := range d.Extents(ctx, e.Off, e.Len) {
+			if err != nil {
+				return err
 			}
-		}
-		if !bytes.Equal(got, want) {
-			return fmt.Errorf("read back what was encoded: it differs within %d bytes at %d", e.Len, e.Off)
+			if x.Zero && e.Zero {
+				continue
+			}
+			for off, end := x.Off, x.Off+x.Len; off < end; {
+				n := min(block-off%block, end-off)
+				if _, encoded := s.StreamAt(off / block); !encoded {
+					if err := compare(ctx, d, src, off, buf[:n]); err != nil {
+						return err
+					}
+				}
+				off += n
+			}
 		}
 		return nil
 	})
 }
 
-// verifyZero reports whether d reads as zeros where its source is a hole.
-func verifyZero(ctx context.Context, d codec.Disk, e codec.Extent) error {
-	for x, err := range d.Extents(ctx, e.Off, e.Len) {
-		if err != nil {
-			return err
-		}
-		if x.Zero {
-			continue
-		}
-		// A cluster of data may reach into a hole.
-		buf := make([]byte, min(x.Len, decodePiece))
-		for off := x.Off; off < x.Off+x.Len; off += int64(len(buf)) {
-			buf = buf[:min(int64(len(buf)), x.Off+x.Len-off)]
-			if n, err := d.ReadAt(ctx, buf, off); n < len(buf) {
-				return fmt.Errorf("read back what was encoded, %d bytes at %d: %w", len(buf), off, unexpected(err))
-			}
-			if len(bytes.TrimLeft(buf, "\x00")) > 0 {
-				return fmt.Errorf("read back what was encoded: no zeros in the hole at %d", off)
-			}
-		}
+// compare compares len(buf) bytes at off of two disks.
+func compare(ctx context.Context, d, src codec.Disk, off int64, buf []byte) error {
+	if n, err := d.ReadAt(ctx, buf, off); n < len(buf) {
+		return fmt.Errorf("%d bytes at %d: %w", len(buf), off, unexpected(err))
 	}
-	return nil
+	return equal(ctx, src, off, buf)
 }

@@ -31,18 +31,18 @@ func TestVerifyFindsEveryDifference(t *testing.T) {
 	if enc.size, err = qcow2.Compress(t.Context(), enc.f, src, 2); err != nil {
 		t.Fatal(err)
 	}
-	if err := verify(t.Context(), enc, src); err != nil {
+	if _, err := verify(t.Context(), enc, src); err != nil {
 		t.Fatalf("a true copy: %v", err)
 	}
 	for _, off := range []int{0, 70_000, 100_000, 150_000, 199_999, len(raw) - 1} {
 		bad := bytes.Clone(raw)
 		bad[off] ^= 1
-		if err := verify(t.Context(), enc, file("bad", bad)); err == nil {
+		if _, err := verify(t.Context(), enc, file("bad", bad)); err == nil {
 			t.Errorf("the byte at %d differs, and nobody says so", off)
 		}
 	}
 	for _, n := range []int64{src.size - 600, src.size + 600} {
-		if err := verify(t.Context(), enc, &local{f: src.f, size: n}); err == nil {
+		if _, err := verify(t.Context(), enc, &local{f: src.f, size: n}); err == nil {
 			t.Errorf("a size of %d passes for one of %d", n, src.size)
 		}
 	}
@@ -53,7 +53,7 @@ func TestVerifyFindsEveryDifference(t *testing.T) {
 	if err := src.f.Truncate(src.size); err != nil {
 		t.Fatal(err)
 	}
-	if err := verify(t.Context(), enc, src); err == nil {
+	if _, err := verify(t.Context(), enc, src); err == nil {
 		t.Error("data in a hole pass")
 	}
 }
