@@ -56,7 +56,7 @@ func (s *tabled) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		}
 	}
 	if off < c {
-		h := (&plan{l1: 1}).header(s.n << 29)
+		h := (&plan{bits: layBits, l1: 1}).header(s.n << 29)
 		copy(p, h[min(off, int64(len(h))):])
 	}
 	for i := max(0, (off-c)/8); i < s.n && c+8*i < off+int64(len(p)); i++ {

@@ -197,7 +197,7 @@ func TestTablesOfManyClusters(t *testing.T) {
 }
 
 func TestRefTableOfManyBlocks(t *testing.T) {
-	p := plan{rcb: 5, rcbLen: layPerL2 + 2}
+	p := plan{bits: layBits, rcb: 5, rcbLen: layPerL2 + 2}
 	b := make([]byte, layCluster)
 	for i, want := range map[int64][]int64{
 		0: {5, 6},
