@@ -215,10 +215,10 @@ func (k *killer) unnamed(m *Mounted) (left []string) {
 	named := make(map[string]bool)
 	for _, name := range k.old {
 		if d, err := diskOf(m, name, 0); err == nil {
-			named[d.key] = true
+			named[d.key], named[d.index] = true, true
 		}
 	}
-	for _, key := range k.objects(k) {
+	for _, key := range k.everything(k) {
 		if !named[key] {
 			left = append(left, key)
 		}

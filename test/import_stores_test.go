@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +56,12 @@ func (d *depot) object(key string) string { return filepath.Join(d.dir, filepath
 // objects are the keys of all disks in the store.
 func (d *depot) objects(t testing.TB) (keys []string) {
 	t.Helper()
+	return slices.DeleteFunc(d.everything(t), func(key string) bool { return strings.HasSuffix(key, ".index") })
+}
+
+// everything are the keys of all disks in the store, and of their indexes.
+func (d *depot) everything(t testing.TB) (keys []string) {
+	t.Helper()
 	es, err := os.ReadDir(d.object("disks"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
@@ -76,6 +83,7 @@ type imageJSON struct {
 		Format   string
 		Size     int64
 		SHA256   string
+		Index    struct{ Key string }
 		Original *struct {
 			Format string
 			Size   int64
@@ -87,6 +95,7 @@ type imageJSON struct {
 // disk is a disk of an image as image.json tells of it.
 type disk struct {
 	key, format, sha256 string
+	index               string // key of its index, "" without one
 	size                int64
 	raw                 string // SHA-256 of a raw disk's own bytes, "" for others
 }
@@ -109,7 +118,7 @@ func diskOf(m *Mounted, image string, n int) (disk, error) {
 		if i != n {
 			continue
 		}
-		out := disk{key: d.Key, format: d.Format, sha256: d.SHA256, size: d.Size}
+		out := disk{key: d.Key, format: d.Format, sha256: d.SHA256, index: d.Index.Key, size: d.Size}
 		if d.Original != nil {
 			out.raw = d.Original.SHA256
 		}
