@@ -176,3 +176,15 @@ func (m *eitherMap) Extents(ctx context.Context, off, n int64) iter.Seq2[Extent,
 		}
 	}
 }
+
+// Mapped is d with exactly the blocks as data that have a stream or are plain.
+func (s *Streams) Mapped(d Disk) Disk { return &onlyBlocks{d, eitherMap{s.Coded, s.Plain}} }
+
+type onlyBlocks struct {
+	Disk
+	m eitherMap
+}
+
+func (d *onlyBlocks) Extents(ctx context.Context, off, n int64) iter.Seq2[Extent, error] {
+	return d.m.Extents(ctx, off, n)
+}

@@ -2,10 +2,15 @@
 package all
 
 import (
+	"slices"
+
 	"imagefs/codec"
 	"imagefs/codec/oci"
 	"imagefs/codec/ova"
+	"imagefs/codec/parallels"
+	"imagefs/codec/qcow1"
 	"imagefs/codec/qcow2"
+	"imagefs/codec/qed"
 	"imagefs/codec/raw"
 	"imagefs/codec/vdi"
 	"imagefs/codec/vhd"
@@ -14,8 +19,19 @@ import (
 	"imagefs/codec/zvhd"
 )
 
-// Formats are read and laid out; raw, which claims what no other does, is last.
-var Formats = []codec.Format{
+// Formats are all that are read; raw, which claims what no other does, is last.
+var Formats = slices.Concat(ReadOnly, Written)
+
+// ReadOnly are never laid out: a disk is shown in one only if it was imported
+// in it, as its own bytes.
+var ReadOnly = []codec.Format{
+	parallels.Format,
+	qcow1.Format,
+	qed.Format,
+}
+
+// Written are read and laid out.
+var Written = []codec.Format{
 	qcow2.Format,
 	vdi.Format,
 	vhd.Format,
@@ -31,8 +47,20 @@ var Flavours = []codec.View{
 	vhd.Fixed,
 	qcow2.Zlib,
 	qcow2.Zstd,
+	vmdk.Deflate,
 	vmdk.Sparse,
 	zvhd.Zlib2,
+}
+
+// Views are all that can be asked for by name.
+var Views = views()
+
+func views() []codec.View {
+	var vs []codec.View
+	for _, f := range Written {
+		vs = append(vs, f)
+	}
+	return append(vs, Flavours...)
 }
 
 // Shown are the formats that a mount shows unless others are asked for.
@@ -49,7 +77,7 @@ var Shown = []codec.View{
 var Extensions = extensions()
 
 func extensions() map[string]string {
-	m := map[string]string{"img": "raw"}
+	m := map[string]string{"img": "raw", "qcow": "qcow1", "hdd": "parallels", "hds": "parallels"}
 	for _, f := range Formats {
 		m[f.Name()] = f.Name()
 	}

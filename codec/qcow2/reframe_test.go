@@ -39,7 +39,7 @@ func reframe(t *testing.T, f codec.Format, src codec.Source) (*codec.File, *code
 // TestReframedImages hands on what QEMU compressed, in all cluster sizes.
 func TestReframedImages(t *testing.T) {
 	raw := filepath.Join(t.TempDir(), "raw")
-	codectest.WriteFile(t, raw, rawDisk(t, tiled(120)))
+	codectest.WriteFile(t, raw, rawDisk(t, tiled(60)))
 	for _, kind := range []string{"zlib", "zstd"} {
 		for _, bits := range []uint{9, 12, 16, 17, 21} {
 			t.Run(fmt.Sprintf("%s, clusters of %d", kind, 1<<bits), func(t *testing.T) {
@@ -62,7 +62,7 @@ func TestReframedImages(t *testing.T) {
 		reframe(t, vmdk.Format, codectest.File(t, path))
 	})
 	t.Run("as raw disks are stored", func(t *testing.T) {
-		reframe(t, Format, codectest.File(t, compress(t, rawDisk(t, tiled(120)), 2)))
+		reframe(t, Format, codectest.File(t, compress(t, rawDisk(t, tiled(60)), 2)))
 	})
 	t.Run("extended l2", func(t *testing.T) {
 		path := codectest.Convert(t, "qcow2", raw, "-c", "-o", "extended_l2=on,cluster_size=128k")

@@ -21,7 +21,7 @@
 //	    at 12: 0 end of stream, 1 grain table, 2 grain directory, 3 footer
 //	12  zlib stream (RFC 1950) of the grain, then zeros up to a sector
 //
-// The two layouts made here hold allocated grains in guest order:
+// The layouts made here hold allocated grains in guest order:
 //
 //	monolithicSparse, shown as sparse.vmdk
 //	0        header
@@ -49,6 +49,11 @@
 //	32787  01 00 80 FF 7F         the final stored block of 32,768 bytes
 //	32792  guest bytes
 //	65560  adler32 of the grain, big-endian, then 484 zeros
+//
+// A third one, shown as deflate.vmdk, is the second with the streams of a disk
+// that is stored as deflate: 78 9C, the stream and the adler32 that an index
+// knows make the zlib stream of a record, which has as many sectors as it needs.
+// Grains without a stream that is shorter have records of stored blocks.
 //
 // Read are both of these kinds of file. A file that leads to another, whether
 // parent, flat or split extent or device, is refused by name.

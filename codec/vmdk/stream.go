@@ -42,8 +42,26 @@ func (v format) Layout(ctx context.Context, d codec.Disk, f codec.Facts) (*codec
 	if err != nil {
 		return nil, err
 	}
+	s := newStream(p, d)
+	return s.file(v.Name(), f, s)
+}
+
+func newStream(p *plan, d codec.Disk) *stream {
 	s := &stream{plan: p, guest: codec.Guest{Disk: d}}
 	s.bufs.New = func() any { return new([grainLen]byte) }
+	return s
+}
+
+// groupStarts are the places of the groups of a streamOptimized file.
+type groupStarts interface {
+	codec.Filler // of all groups
+	// start is the sector, counted from the first record, where the j-th
+	// group begins of those that hold grains; their number gives the end.
+	start(j int64) int64
+}
+
+// file lays out a streamOptimized image with such groups.
+func (p *plan) file(name string, f codec.Facts, s groupStarts) (*codec.File, error) {
 	body := s.start(p.groups.Count())
 	if err := tooLarge(streamFirst + body); err != nil {
 		return nil, err
@@ -52,7 +70,7 @@ func (v format) Layout(ctx context.Context, d codec.Disk, f codec.Facts) (*codec
 	h.version, h.flags = 3, flagNewlines|flagCompressed|flagMarkers
 	h.algorithm = algorithmDeflate
 	h.gdOffset, h.overHead = atFooter, streamFirst
-	text, err := newDescriptor(v.Name(), "streamOptimized", p.sectors, f)
+	text, err := newDescriptor(name, "streamOptimized", p.sectors, f)
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +110,6 @@ type stream struct {
 	bufs  sync.Pool // *[grainLen]byte
 }
 
-// start is the sector, counted from the first record, where the j-th group
-// begins of those that hold grains; their number gives the end.
 func (s *stream) start(j int64) int64 {
 	i := s.grains.Blocks()
 	if g := s.groups.Select(j); g >= 0 {
