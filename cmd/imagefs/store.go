@@ -89,11 +89,7 @@ func parseFormats(names string) (chosen shown, err error) {
 	if names == "" {
 		return shown{all.Shown, all.Packages}, nil
 	}
-	var known []codec.View
-	for _, f := range all.Formats {
-		known = append(known, f)
-	}
-	known = append(known, all.Flavours...)
+	known := all.Views
 	if names == "all" {
 		return shown{known, all.Packages}, nil
 	}

@@ -58,8 +58,8 @@ func (h *header) check() error {
 		return codec.Corruptf("qcow1 cluster_bits at 32 is %d: not from %d to %d", h.clusterBits, minClusterBits, maxClusterBits)
 	case h.l2Bits < minL2Bits || h.l2Bits > maxL2Bits:
 		return codec.Corruptf("qcow1 l2_bits at 33 is %d: not from %d to %d", h.l2Bits, minL2Bits, maxL2Bits)
-	case h.size > codec.MaxSize:
-		return codec.Corruptf("qcow1 disk size at 24 is %d: larger than any disk", h.size)
+	case h.size%sector != 0 || h.size > codec.MaxSize: // of another size QEMU leaves out the end
+		return codec.Corruptf("qcow1 disk size at 24 is %d: not a multiple of %d that a disk has", h.size, sector)
 	case h.l1Off > codec.MaxSize:
 		return codec.Corruptf("qcow1 L1 table at %#x: past the end of any file", h.l1Off)
 	}

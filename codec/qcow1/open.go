@@ -16,8 +16,7 @@ func (format) Probe(head, _ []byte) bool {
 	return len(head) >= 8 && string(head[:4]) == magic && be.Uint32(head[4:]) == 1
 }
 
-// Open reads the header, the L1 table and the L2 tables. The disk has the exact
-// size of the header; QEMU leaves out what is no whole sector.
+// Open reads the header, the L1 table and the L2 tables.
 func (f format) Open(ctx context.Context, src codec.Source) (codec.Disk, error) {
 	t, err := f.open(ctx, src)
 	if err != nil {

@@ -16,7 +16,7 @@ func TestFormat(t *testing.T) {
 }
 
 func TestImagesOfQEMU(t *testing.T) {
-	codectest.ReadsQEMU(t, Format, "qed", nil, []string{"-o", "cluster_size=4k,table_size=2"}, []string{"-o", "cluster_size=1M,table_size=16"})
+	codectest.ReadsQEMU(t, Format, "qed", nil, []string{"-o", "cluster_size=4k,table_size=2"}, []string{"-o", "cluster_size=128k,table_size=8"})
 }
 
 func TestBackedOfQEMU(t *testing.T) {

@@ -35,12 +35,8 @@ func opener(t testing.TB, s remote.Store, maxOpen int) (*image.Opener, *catalog.
 	if err != nil {
 		t.Fatal(err)
 	}
-	var vs []codec.View
-	for _, f := range all.Formats {
-		vs = append(vs, f)
-	}
 	return image.NewOpener(image.Config{
-		Store: s, Cache: c, Formats: all.Formats, Views: append(vs, all.Flavours...), MaxOpen: maxOpen,
+		Store: s, Cache: c, Formats: all.Formats, Views: all.Views, MaxOpen: maxOpen,
 	}), cat
 }
 
@@ -102,11 +98,11 @@ func TestEveryPairOfFormats(t *testing.T) {
 	disk := codectest.Scattered(24<<20+512, 20, 7)
 	want := render(t, disk)
 	s := mem.New()
-	for _, f := range all.Formats {
+	for _, f := range all.Written {
 		put(t, s, "i-"+f.Name()+"."+f.Name(), stored(t, f, disk))
 	}
 	o, cat := opener(t, s, 0)
-	for _, f := range all.Formats {
+	for _, f := range all.Written {
 		d, err := open(t, o, cat, "i-"+f.Name())
 		if err != nil {
 			t.Error(err)
@@ -128,7 +124,7 @@ func TestEveryPairOfFormats(t *testing.T) {
 					t.Error("the stored bytes are not what is read back")
 				}
 				reader := codec.Format(nil)
-				for _, r := range all.Formats {
+				for _, r := range all.Written {
 					if v.Name() == r.Name() || strings.HasSuffix(v.Name(), "."+r.Name()) {
 						reader = r
 					}

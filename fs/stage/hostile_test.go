@@ -58,12 +58,20 @@ var kinds = []struct {
 	{"vhd-fixed", "vhd", []string{"-o", "subformat=fixed"}},
 	{"vhdx-dynamic", "vhdx", []string{"-o", "block_size=1M"}},
 	{"vhdx-fixed", "vhdx", []string{"-o", "subformat=fixed"}},
+	{"qcow1", "qcow1", nil},
+	{"qed", "qed", nil},
+	{"qed-4k", "qed", []string{"-o", "cluster_size=4k,table_size=2"}},
+	{"parallels", "parallels", nil},
+	{"parallels-64k", "parallels", []string{"-o", "cluster_size=64k"}},
 }
 
 // qemuName is qemu's name of a format.
 func qemuName(format string) string {
-	if format == "vhd" {
+	switch format {
+	case "vhd":
 		return "vpc"
+	case "qcow1":
+		return "qcow"
 	}
 	return format
 }

@@ -21,7 +21,7 @@ import (
 
 func TestCloseCommits(t *testing.T) {
 	d := codectest.Scattered(8<<20, 20, 1)
-	for _, f := range all.Formats {
+	for _, f := range all.Written {
 		t.Run(f.Name(), func(t *testing.T) {
 			e := newEnv(t, mem.New())
 			b := image(t, f.Name(), d)
