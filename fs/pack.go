@@ -3,6 +3,8 @@ package fs
 import (
 	"context"
 	"errors"
+	"fmt"
+	iofs "io/fs"
 	"strings"
 	"syscall"
 
@@ -67,7 +69,15 @@ func (n *pack) path() string { return "images/" + n.im.Name + "/" + n.im.Name + 
 
 // Open opens the package of the version that was looked up.
 func (n *pack) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+	switch flags & syscall.O_ACCMODE {
+	case syscall.O_RDONLY:
+	case syscall.O_WRONLY:
+		if n.t.cfg.Spool != nil {
+			err := fmt.Errorf("image %q is there: remove it first (imagefs rm), or copy to another name: %w", n.im.Name, iofs.ErrExist)
+			return nil, 0, n.t.fail("open", n.path(), err)
+		}
+		fallthrough
+	default:
 		return nil, 0, syscall.EROFS
 	}
 	p, err := n.t.opener.Package(context.WithoutCancel(ctx), n.im, n.kind)

@@ -70,7 +70,11 @@ func (r *reporter) event(name string, e event) {
 	}
 	if name == "done" {
 		r.clear()
-		line := fmt.Sprintf("imported %q: disk %d of image %q, %s, %s", e.Source, *e.Disk, e.Image, e.Format, iec(e.Bytes))
+		what := fmt.Sprintf("image %q", e.Image) // a package, whole
+		if e.Disk != nil {
+			what = fmt.Sprintf("disk %d of image %q", *e.Disk, e.Image)
+		}
+		line := fmt.Sprintf("imported %q: %s, %s, %s", e.Source, what, e.Format, iec(e.Bytes))
 		if e.SHA256 != "" {
 			line += ", SHA-256 " + e.SHA256
 		}

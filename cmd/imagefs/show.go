@@ -171,8 +171,10 @@ func (s *session) showPackages(ctx context.Context, im *catalog.Image, out *show
 
 // reason is why a file is not shown, for people.
 func reason(err error) string {
-	s := strings.TrimPrefix(err.Error(), image.ErrNotShown.Error()+": ")
-	return strings.TrimPrefix(s, codec.ErrNotPossible.Error()+": ")
+	if _, s, ok := strings.Cut(err.Error(), codec.ErrNotPossible.Error()+": "); ok {
+		return s
+	}
+	return strings.TrimPrefix(err.Error(), image.ErrNotShown.Error()+": ")
 }
 
 // target says for every target how the image gets there.
@@ -186,19 +188,18 @@ func (im *showImage) target(mount string) {
 	for _, f := range im.Packages {
 		hidden[im.Name+"/"+f.Name] = f.Hidden
 	}
+	if len(im.Disks) == 0 {
+		return
+	}
 	for _, t := range targets {
-		for _, d := range im.Disks {
-			st := showTarget{Name: t.name, File: t.file(im.Name, d.Number), Asked: !t.whole() && !isShown(t.view)}
-			if why, known := hidden[st.File]; !known || why != "" {
-				st.Hidden = cmp.Or(why, "not shown")
-			} else {
-				st.Command = t.line(mount, im.Name, d.Number)
-			}
-			im.Targets = append(im.Targets, st)
-			if t.whole() {
-				break
-			}
+		n := im.Disks[0].Number // the others go the same way
+		st := showTarget{Name: t.name, File: t.file(im.Name, n), Asked: !t.whole() && !isShown(t.view)}
+		if why, known := hidden[st.File]; !known || why != "" {
+			st.Hidden = cmp.Or(why, "not shown")
+		} else {
+			st.Command = t.line(mount, im.Name, n)
 		}
+		im.Targets = append(im.Targets, st)
 	}
 }
 
@@ -315,7 +316,11 @@ func (im *showImage) printTargets() error {
 	if len(im.Targets) == 0 {
 		return nil
 	}
-	fmt.Println("\nFor")
+	title := "For"
+	if len(im.Disks) > 1 {
+		title = "For (of a disk: the first; the others go the same way)"
+	}
+	fmt.Println("\n" + title)
 	for _, t := range im.Targets {
 		text := t.Command
 		if t.Hidden != "" {

@@ -29,6 +29,9 @@ func (pack) Probe(head []byte) bool { return tarball.Probe(head) }
 
 func (pack) View() codec.View { return qcow2.Format }
 
+// MaxDisks is how many disks the package holds.
+func (pack) MaxDisks() int { return 1 }
+
 // DiskName is the name that Oracle's own exports have, whatever the image's is.
 func (pack) DiskName(string, int) string { return diskName }
 
