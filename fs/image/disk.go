@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,10 +36,11 @@ type Disk struct {
 
 	modified time.Time // of the file that was copied in, or else of the object
 
-	src   codec.Source
-	guest codec.Disk
-	exact int64 // bytes of an imported raw disk, which the stored form rounds up
-	facts codec.Facts
+	src     codec.Source
+	guest   codec.Disk
+	streams *streams // of guest, for views that hand them on
+	exact   int64    // bytes of an imported raw disk, which the stored form rounds up
+	facts   codec.Facts
 
 	mu    sync.Mutex
 	files map[string]*File // guarded by mu
@@ -99,6 +101,12 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 		})
 		disk.guest = &decoded{m, r}
 		readers = append(readers, r)
+	}
+	disk.streams = &streams{Disk: disk.guest, stored: guest, store: o.cfg.Store, index: d.Index}
+	more, note := o.setWindows(ctx, guest, d.Index)
+	readers = append(readers, more...)
+	if note != "" {
+		disk.Notes = append(slices.Clip(disk.Notes), note)
 	}
 	// A handle may use the disk long after it left the Opener's list, so
 	// the cache gives its blocks up when nothing can reach the disk any more.
@@ -171,6 +179,12 @@ func (d *decoded) readPart(ctx context.Context, p []byte, off int64) (int, error
 // File returns the disk in a format, laid out at the first call. ErrNotShown
 // wraps the reason when the disk does not fit it.
 func (d *Disk) File(ctx context.Context, v codec.View) (*File, error) {
+	if _, ok := v.(codec.Reframing); ok {
+		// Other views do not wait for an index.
+		if err := d.ready(ctx, v); err != nil {
+			return nil, err
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if f := d.files[v.Name()]; f != nil {
@@ -190,7 +204,7 @@ func (d *Disk) layout(ctx context.Context, v codec.View) (f *File, err error) {
 	f = &File{View: v.Name(), Of: d, ModTime: d.modified, Ino: d.ino(v.Name())}
 	switch {
 	case v.Name() != d.Import:
-		f.Disk, err = v.Layout(ctx, d.guest, d.facts)
+		f.Disk, err = v.Layout(ctx, d.offered(v), d.facts)
 	case d.Import == d.Format:
 		// What was copied in is what is read back: the stored bytes.
 		f.Disk, err = raw.Format.Open(ctx, d.src)

@@ -40,16 +40,25 @@ type Opener struct {
 }
 
 // version names the bytes and the reading of a disk. Two images may use one
-// object; their views differ in identity.
+// object; their views differ in identity. An index that is made later is one
+// more way to read it.
 type version struct {
 	key, etag, format string
+	index             string
 	size              int64
 	id                [16]byte
 	number            int
 }
 
 func newVersion(im *catalog.Image, d catalog.Disk) version {
-	return version{d.Object.Key, d.Object.ETag, d.Format, d.Object.Size, im.ID, d.Number}
+	v := version{
+		key: d.Object.Key, etag: d.Object.ETag, format: d.Format, size: d.Object.Size,
+		id: im.ID, number: d.Number,
+	}
+	if d.Index != nil {
+		v.index = d.Index.Key + " " + d.Index.SHA256
+	}
+	return v
 }
 
 type opening struct {
@@ -134,9 +143,7 @@ func (o *Opener) Hidden(im *catalog.Image, d catalog.Disk, v codec.View) bool {
 	if p.err != nil {
 		return false
 	}
-	// Laying out does no I/O and is remembered.
-	_, err := p.disk.File(context.Background(), v)
-	return errors.Is(err, ErrNotShown)
+	return errors.Is(p.disk.Possible(v), ErrNotShown)
 }
 
 func (o *Opener) run(p *opening, im *catalog.Image, d catalog.Disk) {
