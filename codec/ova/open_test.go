@@ -266,7 +266,7 @@ func TestRefused(t *testing.T) {
 		"disk id twice":       {ovf("</DiskSection>", `<Disk ovf:diskId="d" ovf:fileRef="g"/></DiskSection>`), codec.ErrCorrupt, "another's"},
 		"file of two disks":   {ovf("</DiskSection>", `<Disk ovf:diskId="e" ovf:fileRef="f"/></DiskSection>`), codec.ErrCorrupt, "another's"},
 		"no disks":            {ovf(`<Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="512"/>`, ""), codec.ErrUnsupported, "0 disks"},
-		"one address":         {ovf(append(twoDisks, item, strings.Replace(`<Item><rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>/disk/e</rasd:HostResource><rasd:Parent>2</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType></Item>`, "\n", "", 0)+item)...), codec.ErrCorrupt, "at one address"},
+		"one address":         {ovf(append(twoDisks, item, `<Item><rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>/disk/e</rasd:HostResource><rasd:Parent>2</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType></Item>`+item)...), codec.ErrCorrupt, "at one address"},
 		"item twice":          {ovf(item, `<Item><rasd:HostResource>/disk/d</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>`+item), codec.ErrCorrupt, "two items"},
 		"item of no disk":     {ovf("/disk/d", "/disk/x"), codec.ErrCorrupt, "does not have"},
 		"item of a file":      {ovf("/disk/d", "/file/f"), codec.ErrUnsupported, "is the file"},
