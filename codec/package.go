@@ -16,7 +16,7 @@ const (
 	MaxMemoryMiB = 1 << 26 // 64 TiB
 	maxText      = 1024    // bytes of a name
 	maxLongText  = 64 << 10
-	maxExtra     = 2 << 20
+	maxExtra     = 256 << 10 // all of it is kept in the catalog's entry
 )
 
 // Machine is what a package says of an image besides its disks. A zero field

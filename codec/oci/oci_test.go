@@ -270,6 +270,7 @@ func TestRefused(t *testing.T) {
 		"raw disk":      {archive(t, tar.FormatGNU, meta(least), member{"b", make([]byte, 5000)}), codec.ErrUnsupported, "no qcow2 or vmdk"},
 		"other disk":    {archive(t, tar.FormatGNU, meta(least), member{"b", []byte("vhdxfile")}), codec.ErrUnsupported, "vhdx"},
 		"large JSON":    {archive(t, tar.FormatGNU, meta(least+strings.Repeat(" ", mib)), d), codec.ErrUnsupported, "longest"},
+		"much to keep":  {archive(t, tar.FormatGNU, meta(`{"a":"`+strings.Repeat("b", 300<<10)+`"}`), d), codec.ErrUnsupported, "longest"},
 		"no JSON":       {archive(t, tar.FormatGNU, meta("{"), d), codec.ErrCorrupt, "JSON at byte 1"},
 		"no object":     {archive(t, tar.FormatGNU, meta("[]"), d), codec.ErrCorrupt, "no JSON object"},
 		"more JSON":     {archive(t, tar.FormatGNU, meta("{}{}"), d), codec.ErrCorrupt, "behind its end"},
