@@ -39,7 +39,11 @@ func Ends(ctx context.Context, src Source) (head, tail []byte, err error) {
 type signature struct {
 	name string
 	is   func(head, tail []byte) bool
+	then string // what to do first with content that is not read here
 }
+
+// VMDKDescriptor is the signature of a VMDK's descriptor in a file of its own.
+const VMDKDescriptor = "vmdk descriptor without its extents"
 
 func at(off int, magic string) func(head, tail []byte) bool {
 	return func(head, _ []byte) bool { return hasAt(head, off, magic) }
@@ -79,31 +83,33 @@ func either(a, b func(head, tail []byte) bool) func(head, tail []byte) bool {
 // signatures stands in the order of the reference table of formats: what lies
 // at the start, then text, then what only the tail tells.
 var signatures = []signature{
-	{"qcow2", qcow(2, 3)},
-	{"qcow1", qcow(1)},
-	{"qcow of an unknown version", qcow()},
-	{"vmdk", at(0, "KDMV")},
-	{"vmdk COWD delta", at(0, "COWD")},
-	{"vmdk seSparse delta", at(0, "\xbe\xba\xfe\xca\x00\x00\x00\x00")},
-	{"vhdx", at(0, "vhdxfile")},
-	{"vhd", either(at(0, "conectix"), either(atEnd(512, "conectix"), atEnd(511, "conectix")))},
-	{"vdi", at(64, "\x7f\x10\xda\xbe")},
-	{"zvhd", at(0, "stream\x00\x00")},
-	{"zvhd2", at(0, "z2strm\x00\x00")},
-	{"qed", at(0, "QED\x00")},
+	{"qcow2", qcow(2, 3), ""},
+	{"qcow1", qcow(1), ""},
+	{"qcow of an unknown version", qcow(), "convert it first, with the program that made it"},
+	{"vmdk", at(0, "KDMV"), ""},
+	{"vmdk COWD delta", at(0, "COWD"), "flatten it first, on its host: vmkfstools -i DESCRIPTOR OUT.vmdk"},
+	{"vmdk seSparse delta", at(0, "\xbe\xba\xfe\xca\x00\x00\x00\x00"), "flatten it first, on its host: vmkfstools -i DESCRIPTOR OUT.vmdk"},
+	{"vhdx", at(0, "vhdxfile"), ""},
+	{"vhd", either(at(0, "conectix"), either(atEnd(512, "conectix"), atEnd(511, "conectix"))), ""},
+	{"vdi", at(64, "\x7f\x10\xda\xbe"), ""},
+	{"zvhd", at(0, "stream\x00\x00"), ""},
+	{"zvhd2", at(0, "z2strm\x00\x00"), ""},
+	{"qed", at(0, "QED\x00"), ""},
 	{"parallels", func(head, _ []byte) bool {
 		return (hasAt(head, 0, "WithoutFreeSpace") || hasAt(head, 0, "WithouFreSpacExt")) && hasAt(head, 16, "\x02\x00\x00\x00")
-	}},
-	{"LUKS encrypted disk", at(0, "LUKS\xba\xbe")},
-	{"gzip compressed file", at(0, "\x1f\x8b")},
-	{"xz compressed file", at(0, "\xfd7zXZ\x00")},
-	{"zstd compressed file", at(0, "\x28\xb5\x2f\xfd")},
-	{"bzip2 compressed file", at(0, "BZh")},
-	{"zip archive", at(0, "PK\x03\x04")},
-	{"tar archive", at(257, "ustar")},
-	{"vmdk descriptor without its extents", vmdkText},
-	{"cloop", cloop},
-	{"dmg", atEnd(512, "koly")},
+	}, ""},
+	{"LUKS encrypted disk", at(0, "LUKS\xba\xbe"), "decrypt it first: qemu-img convert --object secret,id=key,file=KEYFILE " +
+		"--image-opts driver=luks,key-secret=key,file.filename=IN -O qcow2 OUT"},
+	{"gzip compressed file", at(0, "\x1f\x8b"), "unpack it first: gunzip"},
+	{"xz compressed file", at(0, "\xfd7zXZ\x00"), "unpack it first: unxz"},
+	{"zstd compressed file", at(0, "\x28\xb5\x2f\xfd"), "unpack it first: unzstd"},
+	{"bzip2 compressed file", at(0, "BZh"), "unpack it first: bunzip2"},
+	{"zip archive", at(0, "PK\x03\x04"), "unpack it first: unzip"},
+	{"tar archive", at(257, "ustar"), "name it .ova or .oci where it is one, or unpack it first: tar -xf"},
+	{VMDKDescriptor, vmdkText, "name it .vmdk and copy the files that it names beside it, or convert it first: qemu-img convert -f vmdk -O qcow2 IN OUT"},
+	{"cloop", cloop, "convert it first: qemu-img convert -f cloop -O qcow2 IN OUT"},
+	{"bochs", at(0, "Bochs Virtual HD Image"), "convert it first: qemu-img convert -f bochs -O qcow2 IN OUT"},
+	{"dmg", atEnd(512, "koly"), "convert it first: qemu-img convert -f dmg -O qcow2 IN OUT"},
 }
 
 // vmdkText knows a VMDK descriptor as the field's readers do: by its first
@@ -143,8 +149,9 @@ func Signatures(head, tail []byte) []string {
 }
 
 // Detect tells the format of content by asking every format. The error is
-// ErrUnsupported for a signature known but not read here, and for a file that
-// two formats claim: checked as the one, it could be used as the other.
+// ErrUnsupported for a signature known but not read here, with what to do first,
+// and for a file that two formats claim: checked as the one, it could be used as
+// the other.
 func Detect(formats []Format, head, tail []byte) (Format, error) {
 	if names := Signatures(head, tail); len(names) > 1 {
 		return nil, Unsupportedf("content is %s at the same time", strings.Join(names, " and "))
@@ -154,7 +161,7 @@ func Detect(formats []Format, head, tail []byte) (Format, error) {
 				return f, nil
 			}
 		}
-		return nil, Unsupportedf("content is a %s", names[0])
+		return nil, unread(names[0])
 	}
 	var found Format
 	for _, f := range formats {
@@ -170,6 +177,16 @@ func Detect(formats []Format, head, tail []byte) (Format, error) {
 		return nil, fmt.Errorf("%w: content has no known signature", ErrFormat)
 	}
 	return found, nil
+}
+
+// unread is the error for content of a signature that no format reads.
+func unread(name string) error {
+	for _, s := range signatures {
+		if s.name == name && s.then != "" {
+			return Unsupportedf("content is a %s: %s", name, s.then)
+		}
+	}
+	return Unsupportedf("content is a %s", name)
 }
 
 var zeroPage [4096]byte

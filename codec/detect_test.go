@@ -148,6 +148,50 @@ func TestRawIsWhatNothingElseIs(t *testing.T) {
 	}
 }
 
+// TestUnreadContentSaysWhatToDo: what is known and not read is refused with a
+// step that leads on.
+func TestUnreadContentSaysWhatToDo(t *testing.T) {
+	const luks = "qemu-img convert --object secret,id=key,file=KEYFILE --image-opts driver=luks,key-secret=key,file.filename=IN -O qcow2 OUT"
+	want := map[string]string{
+		"qcow of an unknown version": "with the program that made it",
+		"vmdk COWD delta":            "vmkfstools -i",
+		"vmdk seSparse delta":        "vmkfstools -i",
+		"LUKS encrypted disk":        "decrypt it first: " + luks,
+		"gzip compressed file":       "unpack it first: gunzip",
+		"xz compressed file":         "unpack it first: unxz",
+		"zstd compressed file":       "unpack it first: unzstd",
+		"bzip2 compressed file":      "unpack it first: bunzip2",
+		"zip archive":                "unpack it first: unzip",
+		"tar archive":                "name it .ova or .oci",
+		codec.VMDKDescriptor:         "copy the files that it names beside it",
+		"cloop":                      "qemu-img convert -f cloop -O qcow2 IN OUT",
+		"bochs":                      "qemu-img convert -f bochs -O qcow2 IN OUT",
+		"dmg":                        "qemu-img convert -f dmg -O qcow2 IN OUT",
+	}
+	read := []codec.Format{raw.Format}
+	for _, name := range []string{"qcow1", "qcow2", "vmdk", "vhdx", "vhd", "vdi", "zvhd", "zvhd2", "qed", "parallels"} {
+		read = append(read, known(name))
+	}
+	seen := map[string]bool{}
+	for _, s := range codectest.Signatures() {
+		f, err := codec.Detect(read, s.Head, s.Tail)
+		if f != nil {
+			if f.Name() != s.Name {
+				t.Errorf("%s is detected as %s", s.Name, f.Name())
+			}
+			continue
+		}
+		seen[s.Name] = true
+		begin := "not supported: content is a " + s.Name + ": "
+		if w := want[s.Name]; w == "" || !errors.Is(err, codec.ErrUnsupported) || !strings.HasPrefix(err.Error(), begin) || !strings.Contains(err.Error(), w) {
+			t.Errorf("%s: %v, want %q", s.Name, err, w)
+		}
+	}
+	if len(seen) != len(want) {
+		t.Errorf("%d signatures are not read, want %d", len(seen), len(want))
+	}
+}
+
 func TestEndsOfFiles(t *testing.T) {
 	ctx := context.Background()
 	for _, size := range []int64{0, 1, 511, 1535, 1536, 1537, 65535, 65536, 65537, 200000} {

@@ -55,6 +55,7 @@ func Signatures() []Signature {
 		text("vmdk descriptor without its extents", "#Disk DescriptorFile\nversion=1\n"),
 		text("vmdk descriptor without its extents", "# made by hand\n\n  \nversion=3\nRW 63 FLAT \"/etc/passwd\" 0\n"),
 		text("cloop", "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"),
+		sig("bochs", 0, "Bochs Virtual HD Image\x00"),
 		end("dmg", 512, "koly"),
 	}
 }

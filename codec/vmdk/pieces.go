@@ -62,7 +62,7 @@ func parsePieces(ctx context.Context, src codec.Source) (*Pieces, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(codec.Signatures(head, tail), descriptorText) {
+	if !slices.Contains(codec.Signatures(head, tail), codec.VMDKDescriptor) {
 		return nil, fmt.Errorf("%w: no VMDK descriptor", codec.ErrFormat)
 	}
 	const most = maxDescriptor * sector
@@ -82,9 +82,6 @@ func parsePieces(ctx context.Context, src codec.Source) (*Pieces, error) {
 	}
 	return d.pieces()
 }
-
-// descriptorText is what package codec calls a descriptor in a file of its own.
-const descriptorText = "vmdk descriptor without its extents"
 
 // pieces checks all that the text says of the extents.
 func (d *descriptor) pieces() (*Pieces, error) {

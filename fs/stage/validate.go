@@ -57,7 +57,7 @@ func detect(ctx context.Context, formats []codec.Format, src codec.Source, promi
 		return nil, fmt.Errorf("%w: the name says raw, but the content is %s: name it .%s, or declare a raw disk with imagefs import --disk-format raw",
 			codec.ErrFormat, found.Name(), found.Name())
 	}
-	return nil, fmt.Errorf("%w: the name says %s, but the content is %s", codec.ErrFormat, promised, found.Name())
+	return nil, fmt.Errorf("%w: the name says %s, but the content is %s: name it .%s", codec.ErrFormat, promised, found.Name(), found.Name())
 }
 
 // verifier is a disk that can check more than opening does: what would cost a
