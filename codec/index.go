@@ -60,6 +60,7 @@ type Windowed interface {
 type Index struct {
 	encoding string // of the blocks, "" without
 	stored   int64  // bytes of the object
+	ends     uint32 // sum of its ends
 	size     int64  // of the disk
 	block    int64
 

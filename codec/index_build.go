@@ -73,6 +73,9 @@ func buildStreams(ctx context.Context, d Streamed, workers int, each func(int64,
 	if err != nil {
 		return nil, err
 	}
+	if x.ends, err = sumEnds(ctx, d.Stored()); err != nil {
+		return nil, err
+	}
 	k := 0
 	err = x.hand(ctx, d, func(int64) (int64, uint32, error) {
 		k++
@@ -102,7 +105,10 @@ func buildWindows(ctx context.Context, d Windowed, workers int, each func(int64,
 	if err == nil && int64(len(x.windows)) != n {
 		err = fmt.Errorf("%d windows at %d restart points", len(x.windows), n)
 	}
-	if err != nil {
+	if err == nil {
+		x.ends, err = sumEnds(ctx, d.Stored())
+	}
+	if err != nil || x.dataLen() == 0 { // no window is needed anywhere
 		return nil, firstOf(err, x.Close())
 	}
 	return x, nil

@@ -24,7 +24,8 @@ import (
 //	 56   8  w, the number of windows
 //	 64   8  bytes of blocks behind each window
 //	 72   8  bytes of the data of all windows
-//	 80   4  sum of the next part, 84 4 of the one behind it; then zeros
+//	 80   4  sum of the next part, 84 4 of the one behind it
+//	 88   4  sum of the first and last 4096 bytes of the object; then zeros
 //	124   4  sum of these 124 bytes
 //	128 8*e  for each encoded block, in guest order: length of its stream, or 0
 //	         if it is not handed on; adler32 of the block, deflate only
@@ -42,6 +43,20 @@ var (
 	le         = binary.LittleEndian
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
+
+// endLen is how much of either end of an object an index knows it by.
+const endLen = 4096
+
+// sumEnds is the sum of both ends of src.
+func sumEnds(ctx context.Context, src Source) (uint32, error) {
+	n := min(endLen, src.Size())
+	b := make([]byte, 2*n)
+	if err := ReadFull(ctx, src, b[:n], 0, "object"); err != nil {
+		return 0, err
+	}
+	err := ReadFull(ctx, src, b[n:], src.Size()-n, "object")
+	return checksum(b), err
+}
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
@@ -81,6 +96,7 @@ func (x *Index) WriteTo(w io.Writer) (int64, error) {
 	}
 	le.PutUint32(head[80:], sum(x.putBlocks))
 	le.PutUint32(head[84:], sum(x.putWindows))
+	le.PutUint32(head[88:], x.ends)
 	le.PutUint32(head[124:], checksum(head[:124]))
 
 	c := &counter{w: w}
@@ -216,12 +232,14 @@ func openIndex(ctx context.Context, src Source, d Disk) (*Index, error) {
 		return nil, Corruptf("header: another checksum")
 	}
 	var x *Index
+	var stored Source
 	want := struct{ blocks, windows int64 }{}
 	streamed, _ := d.(Streamed)
 	windowed, _ := d.(Windowed)
 	switch {
 	case streamed != nil && streamed.Unit() > 0:
-		x = newIndex(streamed, streamed.Stored())
+		stored = streamed.Stored()
+		x = newIndex(streamed, stored)
 		x.encoding = streamed.Encoding()
 		var err error
 		if x.encoded, err = encodedBlocks(ctx, streamed); err != nil {
@@ -229,7 +247,8 @@ func openIndex(ctx context.Context, src Source, d Disk) (*Index, error) {
 		}
 		want.blocks = x.encoded.Count()
 	case windowed != nil && windowed.Unit() > 0:
-		x = newIndex(windowed, windowed.Stored())
+		stored = windowed.Stored()
+		x = newIndex(windowed, stored)
 		want.windows, x.every = windowed.Restarts()
 	default:
 		return nil, Corruptf("the disk has nothing that is indexed")
@@ -254,6 +273,13 @@ func openIndex(ctx context.Context, src Source, d Disk) (*Index, error) {
 		if field(f.at) != uint64(f.want) {
 			return nil, Corruptf("%d %s at %d, the disk has %d: it is of another one", field(f.at), f.what, f.at, f.want)
 		}
+	}
+	var err error
+	if x.ends, err = sumEnds(ctx, stored); err != nil {
+		return nil, err
+	}
+	if le.Uint32(head[88:]) != x.ends {
+		return nil, Corruptf("the object begins or ends with other bytes: it is of another one")
 	}
 	data := indexHead + indexEntry*(want.blocks+want.windows)
 	if n := src.Size() - data; n < 0 || field(72) != uint64(n) {

@@ -237,7 +237,7 @@ func TestHostileIndex(t *testing.T) {
 	if err := open(seal(bytes.Clone(good))); err != nil {
 		t.Fatal(err)
 	}
-	for _, at := range []int{16, 24, 32, 40, 48, 56, 64, 72} {
+	for _, at := range []int{16, 24, 32, 40, 48, 56, 64, 72, 88} {
 		for _, v := range []uint64{0, 1, 3, 1 << 31, 1 << 63, 1<<64 - 1} {
 			b := bytes.Clone(good)
 			if binary.LittleEndian.Uint64(b[at:]) == v {

@@ -145,7 +145,8 @@ func (s *single) decode(ctx context.Context, w *worker, k int, dst []byte) error
 		return err
 	}
 	if s.method == methodZstd {
-		return s.damaged(k, unzstd(dst[:blockSize:blockSize], p))
+		_, err := unzstd(dst[:blockSize:blockSize], p)
+		return s.damaged(k, err)
 	}
 	if p, err = zlibBody(p); err == nil {
 		_, err = w.inflate(dst, p, nil)
@@ -167,18 +168,18 @@ var zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 })
 
 // unzstd fills dst, a whole block, from the frames that p is, and with zeros
-// where they give less.
-func unzstd(dst, p []byte) error {
+// where they give less. n is without these.
+func unzstd(dst, p []byte) (n int, err error) {
 	d, err := zstdDecoder()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	b, err := d.DecodeAll(p, dst[:0])
 	if errors.Is(err, zstd.ErrDecoderSizeExceeded) {
-		return errMore
+		return 0, errMore
 	}
 	if err == nil {
 		clear(dst[len(b):])
 	}
-	return err
+	return len(b), err
 }

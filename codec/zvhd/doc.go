@@ -43,7 +43,8 @@
 // two-byte head is in the first payload only, each block ends with a sync flush,
 // and a block may refer to the 32 KiB before it. Reading one alone takes these,
 // which take what they refer to, and so on: see [stream]. There is no index;
-// opening walks along the records.
+// opening walks along the records, and a [codec.Index] of windows, made when the
+// image was imported, lets a reader begin near what it wants.
 //
 // The payloads of a ZVHD2 stand for themselves: zstd frames, or a zlib stream
 // that never ends. Behind the records are a stale copy of the header, the index,

@@ -26,6 +26,14 @@ func (f format) Open(ctx context.Context, src codec.Source) (codec.Disk, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", f.name, err)
 	}
+	switch dec := d.dec.(type) {
+	case *stream:
+		return &streamDisk{d, dec}, nil
+	case *single:
+		if dec.method == methodZstd {
+			return &frameDisk{d, dec}, nil
+		}
+	}
 	return d, nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/klauspost/compress/flate"
+
+	"imagefs/codec"
 )
 
 const (
@@ -27,10 +29,15 @@ const (
 // one pass at a time, which leaves windows for those who come later. So reading
 // from end to end decodes everything once, but for blocks by themselves that one
 // which is not follows, and a read somewhere in a file that was never read
-// decodes what is before it.
+// decodes what is before it: back to a restart point where an index has its
+// window.
 type stream struct {
 	*reader
 	every int // records between two windows kept
+
+	// indexed reads the window at a restart point; nil without an index. It
+	// is set before the first read.
+	indexed func(ctx context.Context, k int64) ([]byte, error)
 
 	turn chan struct{} // holds a token while somebody decodes with a window
 
@@ -99,7 +106,11 @@ func (s *stream) body(ctx context.Context, w *worker, k int) ([]byte, error) {
 // window is the one before record k. Called with the turn.
 func (s *stream) window(ctx context.Context, k int) ([]byte, error) {
 	at := s.nearest(k)
-	if at.k < k-1 { // the block before may be one by itself
+	at, err := s.restart(ctx, k, at)
+	if err != nil {
+		return nil, err
+	}
+	if at.k < k-1 && (s.indexed == nil || at.k < k-restartRecords) { // the block before may be one by itself
 		p, err := s.body(ctx, &s.w, k-1)
 		if err != nil {
 			return nil, err
@@ -125,6 +136,24 @@ func (s *stream) window(ctx context.Context, k int) ([]byte, error) {
 		s.keep(at.k+1, at.window)
 	}
 	return at.window, nil
+}
+
+// restart is the restart point before record k, if an index has one that is
+// nearer than at.
+func (s *stream) restart(ctx context.Context, k int, at place) (place, error) {
+	r := k / restartRecords
+	if s.indexed == nil || r*restartRecords <= at.k {
+		return at, nil
+	}
+	w, err := s.indexed(ctx, int64(r-1))
+	if errors.Is(err, codec.ErrCorrupt) {
+		return at, nil // the index is damaged, which costs time alone
+	}
+	if err != nil {
+		return at, err
+	}
+	s.keep(r*restartRecords, w)
+	return place{r * restartRecords, w}, nil
 }
 
 // nearest is the last place known at or before record k.

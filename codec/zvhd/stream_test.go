@@ -12,7 +12,7 @@ import (
 )
 
 // streamOf is the stream of an opened ZVHD.
-func streamOf(d codec.Disk) *stream { return d.(*disk).dec.(*stream) }
+func streamOf(d codec.Disk) *stream { return d.(*streamDisk).s }
 
 // alone reports whether record k decodes without what is before it.
 func alone(t *testing.T, s *stream, k int) bool {
@@ -168,7 +168,7 @@ func TestStreamAfterAnError(t *testing.T) {
 	p := make([]byte, 150)
 	for n := range int64(9) {
 		src.FailAfter(n)
-		d := codectest.Open(t, Format, codectest.Bytes(b)).(*disk)
+		d := codectest.Open(t, Format, codectest.Bytes(b)).(*streamDisk)
 		d.src = src
 		if _, err := d.ReadAt(t.Context(), p, 8*blockSize); !errors.Is(err, codectest.ErrBoom) {
 			t.Errorf("after %d reads: error %v, want the store's", n, err)
