@@ -2,10 +2,13 @@ package image_test
 
 import (
 	"bytes"
+	"compress/flate"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -227,5 +230,92 @@ func TestHiddenReadsNoIndex(t *testing.T) {
 	s.err = nil
 	if _, err := d.File(t.Context(), view(t, "zlib.qcow2")); err != nil {
 		t.Errorf("after it came back: %v", err)
+	}
+}
+
+// streamed is a ZVHD of n blocks that all refer to those before them, and the
+// line of text that each begins with.
+func streamed(t *testing.T, n int) (b []byte, lines [][]byte) {
+	t.Helper()
+	const page, block = 4096, 2 << 20
+	head := stored(t, format(t, "zvhd"), codectest.Empty(int64(n)*block))[:page]
+	b = bytes.Clone(head)
+	var out bytes.Buffer
+	w, err := flate.NewWriter(&out, flate.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.WriteString("\x78\x9c")
+	text := codectest.Full(int64(n)*500, 5).Soft()
+	for i := range n {
+		line := make([]byte, 500)
+		if _, err := text.ReadAt(t.Context(), line, int64(i)*500); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		copy(line[300:], "a line that each has")
+		lines = append(lines, line)
+		for _, p := range [][]byte{line, make([]byte, 20000)} {
+			if _, err := w.Write(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		rec := make([]byte, codec.Up(48+int64(out.Len())+4, page))
+		copy(rec, "hwstream bg\x00")
+		binary.LittleEndian.PutUint32(rec[12:], uint32(out.Len()))
+		binary.LittleEndian.PutUint32(rec[16:], uint32(i))
+		copy(rec[48:], out.Bytes())
+		copy(rec[len(rec)-4:], "end\x00")
+		b = append(b, rec...)
+		out.Reset()
+	}
+	return append(b, head...), lines
+}
+
+// TestWindowsOfAnIndex: a ZVHD is opened with the windows of its index, and
+// without them when they are damaged, which is noted.
+func TestWindowsOfAnIndex(t *testing.T) {
+	const n = 40
+	b, lines := streamed(t, n)
+	opened, err := format(t, "zvhd").Open(t.Context(), codectest.Bytes(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := indexOf(t, opened)
+	damaged := bytes.Clone(index)
+	damaged[20] ^= 1
+	for _, tt := range []struct {
+		name  string
+		index []byte
+		note  bool
+	}{{"none", nil, false}, {"good", index, false}, {"damaged", damaged, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := mem.New()
+			put(t, s, "i.zvhd", b)
+			o, cat := opener(t, s, 0)
+			if tt.index != nil {
+				putIndex(t, s, cat, "i", "zvhd", tt.index)
+			}
+			d, err := open(t, o, cat, "i")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if noted := strings.Contains(strings.Join(d.Notes, "\n"), "is not used"); noted != tt.note {
+				t.Errorf("notes %q", d.Notes)
+			}
+			f, err := d.File(t.Context(), format(t, "raw"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := make([]byte, 500)
+			if m, err := f.ReadAt(t.Context(), p, (n-1)*2<<20); m < len(p) || !bytes.Equal(p, lines[n-1]) {
+				t.Errorf("%v, or other bytes", err)
+			}
+			if err := d.Possible(view(t, "zlib.qcow2")); !errors.Is(err, image.ErrNotShown) {
+				t.Errorf("zlib.qcow2: %v", err)
+			}
+		})
 	}
 }
