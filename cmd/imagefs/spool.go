@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -85,8 +86,13 @@ func (f *spoolFlags) open(s *session, log *slog.Logger, problems *fs.Problems) (
 	spool, err := stage.Open(stage.Config{
 		Dir: dir, Importer: im, Catalog: s.cat, Exts: exts, WriteBack: f.writeBack, Log: log,
 		Report: func(op, path string, err error) {
-			log.Error(op+" failed", "path", path, "err", err)
 			problems.Record(op, path, err)
+			var wait *stage.WaitError
+			if errors.As(err, &wait) {
+				log.Info("waits for more files", "path", path, "err", err)
+				return
+			}
+			log.Error(op+" failed", "path", path, "err", err)
 		},
 	})
 	if err != nil {

@@ -16,6 +16,10 @@ import (
 // maxPieces bounds the extents of a descriptor: 8 TiB in pieces of 2 GiB.
 const maxPieces = 4096
 
+// maxLeftover is how many bytes may follow the NUL that ends a text. QEMU writes
+// a shorter CID over a longer one, and leaves the old end of the text behind.
+const maxLeftover = 16
+
 // maxPieceName is the longest name of a file that systems have, in bytes.
 const maxPieceName = 255
 
@@ -73,8 +77,10 @@ func parsePieces(ctx context.Context, src codec.Source) (*Pieces, error) {
 	if err := codec.ReadFull(ctx, src, b, 0, "descriptor"); err != nil {
 		return nil, err
 	}
-	if i := bytes.IndexByte(b, 0); i >= 0 && !codec.Empty(b[i:]) {
-		return nil, codec.Corruptf("descriptor with a NUL at %#x and bytes behind it", i)
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		if rest := bytes.TrimRight(b[i+1:], "\x00"); len(rest) > maxLeftover {
+			return nil, codec.Corruptf("descriptor with a NUL at %#x and %d bytes behind it", i, len(rest))
+		}
 	}
 	d, err := parseDescriptor(b)
 	if err != nil {

@@ -214,7 +214,7 @@ func TestPiecesRefused(t *testing.T) {
 		{"nothing", "", codec.ErrFormat, "no VMDK descriptor"},
 		{"a script that others take for one", "#!/bin/sh\nversion=1\nRW 1 FLAT \"/etc/passwd\" 0\n", codec.ErrCorrupt, "descriptor begins with"},
 		{"too long", head + strings.Repeat("#\n", 1<<19), codec.ErrCorrupt, "at most"},
-		{"bytes behind a NUL", flatLine("a") + "\x00x", codec.ErrCorrupt, "NUL"},
+		{"bytes behind a NUL", flatLine("a") + "\x00" + flatLine("b"), codec.ErrCorrupt, "NUL"},
 		{"noise", head + "noise\n", codec.ErrCorrupt, "no setting"},
 		{"no createType", head, codec.ErrCorrupt, "createType"},
 		{"unknown createType", of("poly", `RW 8 FLAT "a" 0`), codec.ErrUnsupported, `"poly"`},

@@ -68,10 +68,10 @@ func (f *File) commit(ctx context.Context) error {
 	var wait *WaitError
 	switch {
 	case errors.As(err, &wait):
-		f.waits(err.Error(), wait.Names)
+		f.waits(err)
 		return nil
 	case piece && (errors.Is(err, ErrRefused) || errors.Is(err, ErrName)):
-		f.waits(errPiece.Error(), nil)
+		f.waits(errPiece)
 		return errPiece
 	}
 	return f.fail("import", err)

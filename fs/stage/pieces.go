@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -135,18 +136,23 @@ func release(j *Job, used bool) {
 	j.pieces = nil
 }
 
-// waits notes that the file waits for others, of which a descriptor names some.
-// That is no refusal. io is held.
-func (f *File) waits(why string, names []string) {
+// waits notes that the file waits for others, which is no refusal. The
+// operator is told of a descriptor, once. io is held.
+func (f *File) waits(why error) {
+	var wait *WaitError
+	var names []string
+	if errors.As(why, &wait) {
+		names = wait.Names
+	}
 	f.mu.Lock()
-	told := f.rec.Error == why
-	f.rec.State, f.rec.Error, f.rec.Needs = Writing, why, names
+	told := len(f.rec.Needs) > 0 || names == nil
+	f.rec.State, f.rec.Error, f.rec.Needs = Writing, why.Error(), names
 	f.dirty, f.waiting, f.verdict = true, true, nil
 	f.save()
-	path := "images/" + strings.TrimPrefix(f.rec.Folder+"/"+f.rec.Name, "/")
+	name := path.Join("images", f.rec.Folder, f.rec.Name)
 	f.mu.Unlock()
 	if !told {
-		f.s.cfg.Report("wait", path, errors.New(why))
+		f.s.cfg.Report("import", name, why)
 	}
 }
 

@@ -295,7 +295,7 @@ func (f *File) resume(ctx context.Context) error {
 	c, err := f.checked(ctx)
 	var wait *WaitError
 	if errors.As(err, &wait) {
-		f.waits(err.Error(), wait.Names)
+		f.waits(err)
 		return nil
 	}
 	if err != nil {
