@@ -91,6 +91,11 @@ func validate(ctx context.Context, f codec.Format, src codec.Source) (d codec.Di
 		if d.Size() < 0 || d.Size() > codec.MaxSize {
 			return nil, nil, codec.Corruptf("virtual size %d", d.Size())
 		}
+		if d.Size() == 0 && f.Name() != "raw" {
+			// Nobody keeps such a disk; a damaged size is often this one,
+			// and readers disagree on it.
+			return nil, nil, codec.Unsupportedf("virtual size 0")
+		}
 		if v, ok := d.(verifier); ok {
 			err = v.Verify(ctx)
 		}
