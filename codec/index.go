@@ -106,10 +106,10 @@ func (x *Index) takes(i, n int64) bool {
 }
 
 // hand makes the map of streams that are handed on, with their lengths and
-// sums, of all that next tells of the encoded blocks in order.
+// sums behind those that x has, of all that next tells of the encoded blocks in
+// order.
 func (x *Index) hand(ctx context.Context, d Streamed, next func(i int64) (n int64, sum uint32, err error)) error {
 	count := x.encoded.Count()
-	x.lens, x.sums = make([]uint32, 0, count), make([]uint32, 0, count)
 	var failed error
 	m, err := NewMap(ctx, &blocksWhere{d, x.block, func(i int64) bool {
 		if failed != nil || !x.encoded.Has(i) {

@@ -76,6 +76,8 @@ func buildStreams(ctx context.Context, d Streamed, workers int, each func(int64,
 	if x.ends, err = sumEnds(ctx, d.Stored()); err != nil {
 		return nil, err
 	}
+	// What is handed on moves to the front of the same memory.
+	x.lens, x.sums = lens[:0], sums[:0]
 	k := 0
 	err = x.hand(ctx, d, func(int64) (int64, uint32, error) {
 		k++

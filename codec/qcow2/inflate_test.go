@@ -118,6 +118,49 @@ func checkInflate(t *testing.T, src []byte, n int) {
 	if !bytes.Equal(got[n:], bytes.Repeat([]byte{0xee}, 64)) {
 		t.Fatal("wrote past the end")
 	}
+	checkMeasure(t, src, n)
+}
+
+// TestMeasure: a stream ends where the standard library finds its end, whatever
+// follows, and one that has no end is none.
+func TestMeasure(t *testing.T) {
+	for _, n := range []int{1, 300, 4096, 70000} {
+		for name, want := range shapes(n + 3) {
+			for _, level := range []int{-2, 0, 1, 6} {
+				src := deflate(t, want[:n], level)
+				for _, junk := range []int{0, 1, 40} {
+					in := append(bytes.Clone(src), bytes.Repeat([]byte{0xa5}, junk)...)
+					got := make([]byte, n)
+					if k, err := measure(got, in); err != nil || k != len(src) || !bytes.Equal(got, want[:n]) {
+						t.Errorf("%s, %d bytes at level %d: %d of %d bytes, %v", name, n, level, k, len(src), err)
+					}
+				}
+				// The same with more to come than is wanted.
+				for _, less := range []int{1, 2, 200} {
+					if less < n {
+						if k, err := measure(make([]byte, n-less), src); err != nil || k != 0 {
+							t.Errorf("%s, %d bytes at level %d, %d less: %d, %v", name, n, level, less, k, err)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// checkMeasure: what is measured is a whole stream for the standard library.
+func checkMeasure(t *testing.T, src []byte, n int) {
+	t.Helper()
+	got := make([]byte, n)
+	k, err := measure(got, src)
+	if err != nil || k == 0 {
+		return
+	}
+	r := bytes.NewReader(src[:k])
+	want, err := io.ReadAll(flate.NewReader(r))
+	if err != nil || r.Len() != 0 || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes of %x: measured as %d, of which the standard library leaves %d, %v", n, src, k, r.Len(), err)
+	}
 }
 
 // Damaged streams fail or decode as the standard library's.
