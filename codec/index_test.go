@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"iter"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -221,15 +222,6 @@ func TestNothingToIndex(t *testing.T) {
 func TestHostileIndex(t *testing.T) {
 	d := encodedDisks(t)["zlib"]
 	_, good := build(t, d)
-	seal := func(b []byte) []byte {
-		table := crc32.MakeTable(crc32.Castagnoli)
-		n := binary.LittleEndian.Uint64(b[48:])
-		if n <= uint64(len(b)-128)/8 {
-			binary.LittleEndian.PutUint32(b[80:], crc32.Checksum(b[128:128+8*n], table))
-		}
-		binary.LittleEndian.PutUint32(b[124:], crc32.Checksum(b[:124], table))
-		return b
-	}
 	open := func(b []byte) error {
 		_, err := codec.OpenIndex(t.Context(), codectest.Bytes(b), d)
 		return err
@@ -317,4 +309,60 @@ func inflateAll(p []byte) (b []byte, rest int, err error) {
 	r := bytes.NewReader(p) // an io.ByteReader: nothing is read ahead
 	b, err = io.ReadAll(flate.NewReader(r))
 	return b, r.Len(), err
+}
+
+// offered is a disk with streams.
+type offered struct {
+	codec.Disk
+	s *codec.Streams
+}
+
+func (o *offered) Streams(context.Context) (*codec.Streams, error) { return o.s, nil }
+
+// TestWrongIndex: lengths that are wrong, though their checksums are right, make
+// other files, which are as long as they say and end no reader.
+func TestWrongIndex(t *testing.T) {
+	d := encodedDisks(t)["zlib"]
+	_, good := build(t, d)
+	n := int(binary.LittleEndian.Uint64(good[48:]))
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, length := range []func() uint32{
+		func() uint32 { return 0 },
+		func() uint32 { return 1 },
+		func() uint32 { return 65535 },
+		func() uint32 { return uint32(r.IntN(70000)) },
+	} {
+		b := bytes.Clone(good)
+		for i := range n - 5 { // the last ones would reach past the end
+			binary.LittleEndian.PutUint32(b[128+8*i:], length())
+		}
+		x, err := codec.OpenIndex(t.Context(), codectest.Bytes(seal(b)), d)
+		if errors.Is(err, codec.ErrCorrupt) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := codec.NewStreams(t.Context(), d, x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []codec.View{qcow2.Zlib, vmdk.Deflate} {
+			f := codectest.Layout(t, v, &offered{d, s})
+			if b, err := codectest.ReadAll(f); err != nil || int64(len(b)) != f.Size() {
+				t.Errorf("%s: %d of %d bytes: %v", v.Name(), len(b), f.Size(), err)
+			}
+		}
+	}
+}
+
+// seal makes the checksums of an index of blocks right.
+func seal(b []byte) []byte {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	n := binary.LittleEndian.Uint64(b[48:])
+	if n <= uint64(len(b)-128)/8 {
+		binary.LittleEndian.PutUint32(b[80:], crc32.Checksum(b[128:128+8*n], table))
+	}
+	binary.LittleEndian.PutUint32(b[124:], crc32.Checksum(b[:124], table))
+	return b
 }
