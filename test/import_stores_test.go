@@ -23,6 +23,8 @@ type depot struct {
 	env   []string
 	flags []string
 	dir   string // in which each object is a file
+
+	put func(t testing.TB, key, file string) // stores a file past the program
 }
 
 // inEachStore runs a test on a directory and on a real S3 server.
@@ -35,13 +37,16 @@ func inEachStore(t *testing.T, test func(t *testing.T, d *depot)) {
 		t.Parallel()
 		dir := t.TempDir()
 		s := StartS3(t, "-dir", dir)
-		test(t, &depot{s.URL(), s.Env, s.Flags(), filepath.Join(dir, s.Bucket)})
+		test(t, &depot{s.URL(), s.Env, s.Flags(), filepath.Join(dir, s.Bucket), s.Put})
 	})
 }
 
 func newDirDepot(t testing.TB) *depot {
 	dir := t.TempDir()
-	return &depot{url: dir, dir: dir}
+	return &depot{url: dir, dir: dir, put: func(t testing.TB, key, file string) {
+		t.Helper()
+		mustSh(t, `cp "$1" "$2"`, file, filepath.Join(dir, key))
+	}}
 }
 
 // mount mounts the depot with a spool of its own.
