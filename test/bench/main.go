@@ -48,7 +48,7 @@ func main() {
 	flag.StringVar(&b.s3server, "s3server", "bin/s3server", "the S3 server of the tests")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each comparison, after one that is not counted")
 	size := flag.Int64("size", 512, "MiB of files in the guest")
-	only := flag.String("only", "", "run only this part: convert, coded, read, first or import")
+	only := flag.String("only", "", "run only this part: convert, coded, read, first, import or flavours")
 	flag.Parse()
 	if b.rounds < 1 || *size < 4 || flag.NArg() > 0 {
 		log.Fatal("usage: bench [flags]; at least 1 round and 4 MiB")
@@ -80,7 +80,12 @@ func (b *bench) run(only string) (err error) {
 		name string
 		run  func() error
 	}{
-		{"convert", b.convert}, {"coded", b.coded}, {"read", b.read}, {"first", b.first}, {"import", b.imports},
+		{"convert", b.convert},
+		{"coded", b.coded},
+		{"read", b.read},
+		{"first", b.first},
+		{"import", b.imports},
+		{"flavours", b.flavours},
 	} {
 		if only != "" && only != part.name {
 			continue
@@ -242,7 +247,7 @@ var qemuName = []struct {
 	{"vhd", []string{"-O", "vpc"}},
 	{"vhdx", []string{"-O", "vhdx"}},
 	{"sparse.vmdk", []string{"-O", "vmdk"}},
-	{"vmdk", []string{"-O", "vmdk", "-o", "subformat=streamOptimized"}},
+	{"vmdk", streamOptimized},
 }
 
 // convertOne compares cp of a view with the conversion of its source: the
