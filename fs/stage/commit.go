@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"time"
 
 	"imagefs/codec"
@@ -167,23 +168,54 @@ func (f *File) publish(c *Checked, img *catalog.Image) {
 	if d, ok := img.Disk(c.Number); ok && c.Package == "" {
 		f.rec.Base = d.Object.Key // should it be written again
 	}
-	stale := f.rec.Stale
-	f.rec.Key, f.rec.Stale = "", nil
+	stale := unnamed(f.rec.Stale, img)
+	f.rec.Key, f.rec.Stale = "", stale
 	f.save()
 	f.s.drop(f)
-	f.gone = true
-	if f.handles == 0 {
+	f.gone, f.tidying = true, len(stale) > 0
+	if f.handles == 0 && !f.tidying {
 		f.discard()
 	}
 	f.mu.Unlock()
 	f.s.cfg.Log.Info("imported", "image", c.Image, "disk", c.Number, "disks", len(c.disks), "format", c.Format(), "bytes", c.Size)
 	f.s.undraft(c.Image)
 	if len(stale) > 0 {
-		f.s.goWork(func(ctx context.Context) {
-			for _, key := range stale {
-				_ = f.s.im.up.AbortUploads(ctx, key) // what is left is for the collector of garbage
-			}
+		f.s.goWork(func(ctx context.Context) { f.tidy(ctx, stale) })
+	}
+}
+
+// unnamed are the keys that are not those of an image's objects.
+func unnamed(keys []string, img *catalog.Image) (left []string) {
+	for _, key := range keys {
+		named := slices.ContainsFunc(img.Disks, func(d catalog.Disk) bool {
+			return d.Object.Key == key || d.Index != nil && d.Index.Key == key
 		})
+		if !named {
+			left = append(left, key)
+		}
+	}
+	return left
+}
+
+// tidy ends what earlier attempts may have left in the store. What it cannot
+// end is for the next process, or the collector of garbage.
+func (f *File) tidy(ctx context.Context, stale []string) {
+	for _, key := range stale {
+		if err := f.s.im.up.AbortUploads(ctx, key); err != nil {
+			f.s.cfg.Log.Info("an unfinished upload is left", "key", key, "err", err)
+			return
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rec.Stale = slices.DeleteFunc(f.rec.Stale, func(key string) bool { return slices.Contains(stale, key) })
+	f.tidying = false
+	if !f.gone || f.closed {
+		return // it is written again
+	}
+	f.save()
+	if f.handles == 0 {
+		f.discard()
 	}
 }
 

@@ -49,6 +49,7 @@ type File struct {
 	end     int64             // guarded by mu; of what was ever written
 	tried   bool              // guarded by mu; to begin such a stream
 	quiet   *time.Timer       // guarded by mu; commits when it ends
+	tidying bool              // guarded by mu; stays until its earlier uploads are ended
 	waiting bool              // guarded by mu; complete, and waits for others beside it
 	done    int64             // guarded by mu; bytes that the store took
 	total   int64             // guarded by mu; of so many

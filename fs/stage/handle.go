@@ -142,7 +142,7 @@ func (h *Handle) Release() {
 		f.writers--
 	}
 	f.startQuiet()
-	if f.handles == 0 && (f.gone || f.removed || f.untouched() && !f.s.shown(f)) {
+	if f.handles == 0 && !f.tidying && (f.gone || f.removed || f.untouched() && !f.s.shown(f)) {
 		f.discard()
 	}
 }

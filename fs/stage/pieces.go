@@ -50,9 +50,6 @@ type PieceFile struct {
 	Size int64
 }
 
-// descriptorText is what package codec calls a descriptor in a file of its own.
-const descriptorText = "vmdk descriptor without its extents"
-
 // isDescriptor reports whether the file promises to be a VMDK and is the
 // descriptor of one.
 func (c *Checked) isDescriptor(ctx context.Context, src *local) (bool, error) {
@@ -63,7 +60,7 @@ func (c *Checked) isDescriptor(ctx context.Context, src *local) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.Equal(codec.Signatures(head, tail), []string{descriptorText}), nil
+	return slices.Equal(codec.Signatures(head, tail), []string{codec.VMDKDescriptor}), nil
 }
 
 // checkPieces checks a disk that is made of several files. What is stored of it

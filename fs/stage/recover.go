@@ -164,7 +164,7 @@ func (s *Spool) revive() error {
 func (s *Spool) reviveFile(id string) (*File, error) {
 	f := &File{ID: id, s: s, dir: filepath.Join(s.dir, filesName, id), attr: Attr{Mode: 0o644}}
 	rec, err := load(f.dir)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && rec.State == committed && rec.Key == "" {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && rec.State == committed && rec.Key == "" && len(rec.Stale) == 0 {
 		return nil, os.RemoveAll(f.dir) // killed while it was made, or removed
 	}
 	if err != nil {
