@@ -91,11 +91,11 @@ type Stats struct {
 	Hits             uint64 `json:"hits"`               // blocks answered from memory
 	Misses           uint64 `json:"misses"`             // blocks a read had to wait for
 	Joined           uint64 `json:"joined"`             // of Misses, those whose fetch was already in flight
-	Fetches          uint64 `json:"fetches"`            // ReadRange calls, read-ahead included
+	Fetches          uint64 `json:"fetches"`            // flights, read-ahead and those that a Tier answered included
 	FetchedBytes     uint64 `json:"fetched_bytes"`      // bytes asked for by Fetches
 	ReadAheadFetches uint64 `json:"read_ahead_fetches"` // of Fetches, those made ahead of the reader
 	ReadAheadBytes   uint64 `json:"read_ahead_bytes"`   // of FetchedBytes, those made ahead of the reader
-	FetchErrors      uint64 `json:"fetch_errors"`       // ReadRange calls that failed
+	FetchErrors      uint64 `json:"fetch_errors"`       // of Fetches, those that failed
 	Evicted          uint64 `json:"evicted"`            // blocks dropped from the store, or refused by it
 	Bytes            uint64 `json:"bytes"`              // bytes held now: pool, flights, store and its buffer
 	PoolBytes        uint64 `json:"pool_bytes"`         // of Bytes, landed batches in the pool

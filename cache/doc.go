@@ -15,6 +15,7 @@
 //   - Store: the policy cache (ristretto) behind the pool. A block is in the pool
 //     or in the store, never in both.
 //   - Stream: a place where one reader is being read sequentially.
+//   - Tier: where one reader's blocks are kept beyond memory, such as on disk.
 //
 // # Contract
 //
@@ -31,6 +32,10 @@
 // or when it was read-ahead that got cancelled, each waiter fetches the one block
 // it needs by itself, so that a bad block does not spoil its neighbours. A panic
 // in a Fetcher becomes an error. Errors wrap what the Fetcher returned.
+//
+// A reader's [Tier] is part of its flights: they ask it first, and give it what was
+// fetched, so that waiters share its answers as they share fetches. A flight that
+// it answers whole calls no Fetcher.
 //
 // # Read-ahead
 //

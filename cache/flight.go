@@ -120,8 +120,40 @@ func (c *Cache) fly(b *batch) {
 	if err = ctx.Err(); err == nil {
 		data = make([]byte, b.size)
 		err = errGoexit
-		err = b.r.fetcher.ReadRange(ctx, data, b.first<<b.r.shift)
+		err = b.r.fill(ctx, data, b.first<<b.r.shift)
 	}
+}
+
+// fill gets the bytes of a batch: from the tier what it has at both ends, and all
+// between by one call of the Fetcher. One long fetch beats several short ones, so
+// what the tier may have in the middle is not asked for.
+func (r *Reader) fill(ctx context.Context, p []byte, off int64) error {
+	if r.tier == nil {
+		return r.fetcher.ReadRange(ctx, p, off)
+	}
+	block := int(r.block)
+	from, to := 0, len(p)
+	for from < to && ctx.Err() == nil && r.tier.Load(p[from:min(from+block, to)], off+int64(from)) {
+		from = min(from+block, to)
+	}
+	if from == to {
+		return nil
+	}
+	for to > from+block && ctx.Err() == nil {
+		last := (to - 1) / block * block
+		if !r.tier.Load(p[last:to], off+int64(last)) {
+			break
+		}
+		to = last
+	}
+	if err := r.fetcher.ReadRange(ctx, p[from:to], off+int64(from)); err != nil {
+		return err
+	}
+	for ; from < to; from += block {
+		end := min(from+block, to)
+		r.tier.Save(p[from:end:end], off+int64(from))
+	}
+	return nil
 }
 
 // land publishes a batch, or its error.

@@ -27,6 +27,17 @@ type Fetcher interface {
 	ReadRange(ctx context.Context, p []byte, off int64) error
 }
 
+// Tier keeps blocks of one thing beyond memory, such as on a local disk. Calls are
+// concurrent.
+type Tier interface {
+	// Load fills p with the whole block at off if it is kept, and reports
+	// whether it is. If not, it may have written anything into p.
+	Load(p []byte, off int64) bool
+	// Save is given the block at off, just fetched. It must return at once; it
+	// may keep p, which is never written again.
+	Save(p []byte, off int64)
+}
+
 // ReaderConfig says how one thing is fetched. The zero value is useful.
 type ReaderConfig struct {
 	// Block is the unit of caching in bytes, a power of two of at least 4096.
@@ -39,6 +50,9 @@ type ReaderConfig struct {
 	// Parallel is how many read-ahead fetches one stream may have in flight.
 	// Default 8.
 	Parallel int
+	// Tier is asked for blocks before the Fetcher, and given what that fetched;
+	// nil for none.
+	Tier Tier
 }
 
 // Reader reads one immutable thing through the cache. Its methods may be called
@@ -46,6 +60,7 @@ type ReaderConfig struct {
 type Reader struct {
 	c       *Cache
 	fetcher Fetcher
+	tier    Tier // may be nil
 	serial  uint64
 	size    int64 // bytes
 	block   int64 // bytes
@@ -77,7 +92,7 @@ func (c *Cache) Reader(f Fetcher, size int64, rc ReaderConfig) *Reader {
 	}
 	shift := bits.Len64(uint64(max(rc.Block, minBlock)) - 1)
 	r := &Reader{
-		c: c, fetcher: f, serial: c.serial.Add(1), size: max(size, 0),
+		c: c, fetcher: f, tier: rc.Tier, serial: c.serial.Add(1), size: max(size, 0),
 		block: 1 << shift, shift: shift,
 		entries: map[int64]*batch{}, inStore: map[int64]*kept{},
 	}

@@ -31,6 +31,7 @@ var rules = []rule{
 	{"codec/*", []string{"codec"}, "a format knows what all formats share, and no other format"},
 	{"codec", nil, "codec is bytes and arithmetic: it knows no store, no cache and no FUSE"},
 	{"cache", nil, "the cache holds blocks of anything: it knows no format, no store and no FUSE"},
+	{"cache/disk", nil, "it keeps blocks of anything in files: it knows no format, no store and no FUSE"},
 	{"remote/*", []string{"remote"}, "a store and the catalog know what all stores share, and no other store"},
 	{"remote", nil, "remote is objects: it knows no format, no cache and no FUSE"},
 	{"fs/image", []string{"codec", "codec/all", "codec/raw", "cache", "remote", "remote/catalog"}, "it opens a catalog entry in a format; stored bytes are shown as raw ones"},
@@ -50,7 +51,7 @@ var homes = []rule{
 	{"github.com/minio/minio-go/v7", []string{"remote/s3"}, "no S3 type or error may leave remote/s3"},
 	{"github.com/spf13/pflag", []string{"cmd/imagefs"}, "only the command line knows flags"},
 	{"github.com/klauspost/compress", []string{"codec/..."}, "compression belongs to the formats"},
-	{"golang.org/x/sys", []string{"fs", "fs/stage", "remote/dir", "cache", "cmd/imagefs"}, "system calls that the standard library lacks: seek and locks of files, mounts, memory limits"},
+	{"golang.org/x/sys", []string{"fs", "fs/stage", "remote/dir", "cache", "cache/disk", "cmd/imagefs"}, "system calls that the standard library lacks: seek and locks of files, mounts, memory limits"},
 }
 
 // goPackage is what these tests need of "go list -json".
