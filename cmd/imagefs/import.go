@@ -48,9 +48,9 @@ content is not to be looked at. A raw disk is stored compressed, and read back
 exact; every other file is stored as it is.
 
 With --json, standard output gets one JSON object per line: event (fetching,
-checking, encoding, storing, progress, done, error), source, image, disk,
+checking, note, encoding, storing, progress, done, error), source, image, disk,
 format, bytes, total, sha256 (of the source; not of one that is nearly all
-holes), error. Ends with code 5 if a source is refused, 4 if one is not there.
+holes), note, error. Ends with code 5 if a source is refused, 4 if one is not there.
 
 Example: imagefs import --name centos7 s3://images/prod ./centos7.qcow2
          curl -s https://example.org/d.raw.xz | xz -d | imagefs import --name d --disk-format raw ./store -
@@ -330,6 +330,11 @@ func (i *importing) check(ctx context.Context, in *input) error {
 	}
 	if in.checked = checked; i.pack == "" {
 		in.job.Format = checked.Format()
+	}
+	for _, note := range checked.Notes() {
+		e := i.event(in)
+		e.Note = note
+		i.report.event("note", e)
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 
 // event is something that happens to a source, as --json prints it.
 type event struct {
-	Event  string `json:"event"`          // fetching, checking, encoding, storing, progress, done or error
+	Event  string `json:"event"`          // fetching, checking, note, encoding, storing, progress, done or error
 	Step   string `json:"step,omitempty"` // that a progress is of
 	Source string `json:"source,omitempty"`
 	Image  string `json:"image,omitempty"`
@@ -24,6 +24,7 @@ type event struct {
 	Bytes  int64  `json:"bytes,omitempty"`  // of the source; of a progress those that are done
 	Total  int64  `json:"total,omitempty"`  // of a progress, when it is known
 	SHA256 string `json:"sha256,omitempty"` // of the source; none of a raw disk that is nearly all holes
+	Note   string `json:"note,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
 
@@ -66,6 +67,11 @@ func (r *reporter) event(name string, e event) {
 		r.json.Encode(e)
 	}
 	if r.lines == nil {
+		return
+	}
+	if name == "note" {
+		r.clear()
+		fmt.Fprintf(r.lines, "note on %q: %s\n", e.Source, e.Note)
 		return
 	}
 	if name == "done" {

@@ -177,6 +177,9 @@ func (f *File) publish(c *Checked, img *catalog.Image) {
 		f.discard()
 	}
 	f.mu.Unlock()
+	for _, note := range c.Notes() {
+		f.s.cfg.Log.Info("note on an import", "image", c.Image, "note", note)
+	}
 	f.s.cfg.Log.Info("imported", "image", c.Image, "disk", c.Number, "disks", len(c.disks), "format", c.Format(), "bytes", c.Size)
 	f.s.undraft(c.Image)
 	if len(stale) > 0 {

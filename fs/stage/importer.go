@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"imagefs/codec"
@@ -78,6 +79,7 @@ type Checked struct {
 	im    *Importer
 	disks []*member         // in the file: one, or those of a package
 	props map[string]string // of the image that a package makes
+	notes []string          // for the operator
 
 	stored, total int64 // bytes of the disks of a package: that the store has, and of all
 }
@@ -98,6 +100,20 @@ func (c *Checked) Format() string {
 		return c.Package
 	}
 	return c.disks[0].format.Name()
+}
+
+// Notes are remarks for the operator: what the file holds and an import does not
+// carry over, or what does not fit together and does no harm.
+func (c *Checked) Notes() []string {
+	notes := slices.Clone(c.notes)
+	for _, p := range c.disks {
+		if n, ok := p.disk.(codec.Noted); ok {
+			for _, note := range n.Notes() {
+				notes = append(notes, fmt.Sprintf("disk %d: %s", p.number, note))
+			}
+		}
+	}
+	return notes
 }
 
 // Check looks at a file, and stores nothing. An error that lies in the content

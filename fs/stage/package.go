@@ -38,6 +38,9 @@ func (c *Checked) checkPackage(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("disk %d, member %q: %w", in.Number, in.Name, err)
 		}
+		if in.Size != 0 && in.Size != p.disk.Size() {
+			c.notes = append(c.notes, fmt.Sprintf("disk %d, member %q, is a disk of %d bytes, the package says %d: the disk counts", in.Number, in.Name, p.disk.Size(), in.Size))
+		}
 		c.disks = append(c.disks, p)
 		c.total += in.Len
 	}
