@@ -46,9 +46,12 @@ func TestPiecesCopiedIn(t *testing.T) {
 	d := newDirDepot(t)
 	m := d.mount(t)
 	for _, c := range []struct{ subformat, raw string }{
-		{"monolithicFlat", small}, {"monolithicFlat", large},
-		{"twoGbMaxExtentFlat", small}, {"twoGbMaxExtentFlat", large},
-		{"twoGbMaxExtentSparse", small}, {"twoGbMaxExtentSparse", large},
+		{"monolithicFlat", small},
+		{"monolithicFlat", large},
+		{"twoGbMaxExtentFlat", small},
+		{"twoGbMaxExtentFlat", large},
+		{"twoGbMaxExtentSparse", small},
+		{"twoGbMaxExtentSparse", large},
 	} {
 		dir, names := splitVMDK(t, c.raw, c.subformat)
 		last := slices.Clone(names)
