@@ -37,7 +37,7 @@ var rules = []rule{
 	{"fs/image", []string{"codec", "codec/all", "codec/raw", "cache", "remote", "remote/catalog"}, "it opens a catalog entry in a format; stored bytes are shown as raw ones"},
 	{"fs/stage", []string{"codec", "codec/qcow2", "codec/vmdk", "remote", "remote/catalog"}, "it imports files, raw ones as compressed qcow2, and joins VMDKs of several files"},
 	{"fs", []string{"fs/image", "fs/stage", "remote/catalog", "remote", "cache", "codec"}, "nodes are thin: formats and stores are behind fs/image and fs/stage"},
-	{"cmd/imagefs", []string{"fs", "fs/*", "cache", "codec", "codec/all", "remote", "remote/*"}, "cmd assembles the program; single formats come through codec/all"},
+	{"cmd/imagefs", []string{"fs", "fs/*", "cache", "cache/disk", "codec", "codec/all", "remote", "remote/*"}, "cmd assembles the program; single formats come through codec/all"},
 	{"test", nil, "the tests here see the program as its users do"},
 }
 

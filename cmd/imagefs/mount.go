@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"imagefs/fs"
+	"imagefs/remote"
 )
 
 // defaultCache is the size of the block cache where no flag says else.
@@ -25,6 +26,7 @@ const defaultCache = 256 << 20
 type mountFlags struct {
 	store      storeFlags
 	spool      spoolFlags
+	disk       diskFlags
 	formats    string
 	cacheSize  size
 	refresh    time.Duration
@@ -60,6 +62,7 @@ Example: imagefs mount ./store /mnt/imagefs
 		set.StringArrayVarP(&f.options, "options", "o", nil, "options as mount(8) passes them, comma separated")
 		set.StringVar(&f.logFile, "log-file", "", "file to log to in the background (default: .imagefs/errors only)")
 		set.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
+		f.disk.add(set)
 		f.spool.add(set)
 		f.store.add(set)
 	}
@@ -69,6 +72,9 @@ Example: imagefs mount ./store /mnt/imagefs
 			return err
 		}
 		if err := f.applyOptions(); err != nil {
+			return err
+		}
+		if err := f.disk.check(); err != nil {
 			return err
 		}
 		if !f.foreground && !isDaemon() {
@@ -109,9 +115,16 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 		return err
 	}
 	defer s.close()
-	// Twice the live heap is the collector's habit; cached blocks are live.
-	debug.SetMemoryLimit(int64(f.cacheSize) + heapBesideCache)
 	problems := new(fs.Problems)
+	if err := f.openDisk(s, log, problems); err != nil {
+		return err
+	}
+	// Twice the live heap is the collector's habit; cached blocks are live.
+	memory := int64(f.cacheSize) + heapBesideCache
+	if s.disk != nil {
+		memory += diskQueue
+	}
+	debug.SetMemoryLimit(memory)
 	spool, err := f.spool.open(s, log, problems)
 	if err != nil {
 		return err
@@ -155,6 +168,21 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	}
 }
 
+// openDisk opens the disk cache where one was asked for and is of use.
+func (f *mountFlags) openDisk(s *session, log *slog.Logger, problems *fs.Problems) error {
+	if f.disk.dir == "" {
+		return nil
+	}
+	if remote.IsLocal(s.store) {
+		log.Info("the cache folder is not used: the store is a folder itself", "path", f.disk.dir)
+		return nil
+	}
+	return f.disk.open(s, func(err error) {
+		problems.Record("cache", f.disk.dir, err)
+		log.Warn("disk cache", "err", err)
+	})
+}
+
 // heapBesideCache is what the daemon may use beside the block cache before the
 // collector works harder: tables of open images, requests under way.
 const heapBesideCache = 256 << 20
@@ -195,11 +223,18 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 		}
 		spool, _ = f.spool.folder(s.store.id) // it was made, so it has a name
 	}
+	var diskDir string
+	var diskSize int64
+	if s.disk != nil {
+		diskDir, diskSize = f.disk.dir, int64(f.disk.size)
+	}
 	return struct {
 		Store      string   `json:"store"`
 		Mountpoint string   `json:"mountpoint"`
 		Formats    []string `json:"formats"`
 		CacheSize  int64    `json:"cache_size"`
+		CacheDir   string   `json:"cache_dir,omitempty"`
+		DiskSize   int64    `json:"disk_cache_size,omitempty"`
 		Refresh    string   `json:"refresh"`
 		Timeout    string   `json:"timeout"`
 		AllowOther bool     `json:"allow_other"`
@@ -210,7 +245,7 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 		Spool      string   `json:"spool,omitempty"`
 		PID        int      `json:"pid"`
 	}{
-		s.store.name, mountpoint, shown, int64(f.cacheSize), f.refresh.String(), f.store.timeout.String(),
+		s.store.name, mountpoint, shown, int64(f.cacheSize), diskDir, diskSize, f.refresh.String(), f.store.timeout.String(),
 		f.allowOther, f.uid, f.gid, f.umask.String(),
 		mode, spool, os.Getpid(),
 	}
@@ -229,6 +264,9 @@ func (s *session) stats(since time.Time) func() any {
 			"memory": map[string]uint64{
 				"heap_bytes": m.HeapAlloc, "system_bytes": m.Sys,
 			},
+		}
+		if s.disk != nil {
+			out["disk_cache"] = s.disk.Stats()
 		}
 		if s.store.stats != nil {
 			out["s3"] = s.store.stats()

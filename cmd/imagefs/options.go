@@ -87,6 +87,10 @@ func (f *mountFlags) applyOption(opt string, kernel *[]string) (err error) {
 		f.formats = strings.ReplaceAll(value, "+", ",")
 	case "cache_size":
 		err = f.cacheSize.Set(value)
+	case "cache_dir":
+		f.disk.dir = value
+	case "disk_cache_size":
+		err = f.disk.size.Set(value)
 	case "refresh":
 		f.refresh, err = time.ParseDuration(value)
 	case "timeout":

@@ -49,12 +49,13 @@ func TestIEC(t *testing.T) {
 }
 
 func TestMountOptions(t *testing.T) {
-	f := &mountFlags{options: []string{"rw,noexec,allow_other,uid=12", "gid=34,umask=022,formats=vdi+raw,refresh=5s,timeout=7s,cache_size=1G,_netdev,x-systemd.automount"}}
+	f := &mountFlags{options: []string{"rw,noexec,allow_other,uid=12", "gid=34,umask=022,formats=vdi+raw,refresh=5s,timeout=7s,cache_size=1G,cache_dir=/c,disk_cache_size=2G,_netdev,x-systemd.automount"}}
 	if err := f.applyOptions(); err != nil {
 		t.Fatal(err)
 	}
 	if !f.allowOther || f.uid != 12 || f.gid != 34 || f.umask != 0o22 || f.formats != "vdi,raw" ||
-		f.refresh != 5*time.Second || f.store.timeout != 7*time.Second || f.cacheSize != 1<<30 {
+		f.refresh != 5*time.Second || f.store.timeout != 7*time.Second || f.cacheSize != 1<<30 ||
+		f.disk.dir != "/c" || f.disk.size != 2<<30 {
 		t.Errorf("flags %+v", f)
 	}
 	if !slices.Equal(f.options, []string{"noexec"}) {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"imagefs/cache"
+	"imagefs/cache/disk"
 	"imagefs/codec"
 	"imagefs/codec/all"
 	"imagefs/fs/image"
@@ -125,6 +126,7 @@ type session struct {
 	store  *store
 	cat    *catalog.Catalog
 	cache  *cache.Cache
+	disk   *disk.Cache // nil without one
 	opener *image.Opener
 
 	packages []codec.Package // that are shown
@@ -148,13 +150,17 @@ func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize i
 	if err != nil {
 		return nil, fmt.Errorf("open store %q: %w", name, err)
 	}
-	opener := image.NewOpener(image.Config{
-		Store: st, Cache: c, Formats: all.Formats, Views: show.views, OpenTimeout: 2 * f.timeout,
+	s := &session{store: st, cat: cat, cache: c, packages: show.packages}
+	s.opener = image.NewOpener(image.Config{
+		Store: st, Cache: c, Tier: s.tier, Formats: all.Formats, Views: show.views, OpenTimeout: 2 * f.timeout,
 	})
-	return &session{store: st, cat: cat, cache: c, opener: opener, packages: show.packages}, nil
+	return s, nil
 }
 
 func (s *session) close() {
 	s.cache.Close()
+	if s.disk != nil {
+		s.disk.Close()
+	}
 	s.store.close()
 }

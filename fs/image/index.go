@@ -129,7 +129,7 @@ func (o *Opener) setWindows(ctx context.Context, guest codec.Disk, x *catalog.In
 		if err != nil {
 			return nil, err
 		}
-		r := o.cfg.Cache.Reader(&Object{o.cfg.Store, version}, version.Size, cache.ReaderConfig{})
+		r := o.reader(version)
 		index, err := codec.OpenIndex(ctx, r, guest)
 		if err != nil {
 			r.Close()

@@ -17,8 +17,11 @@ import (
 
 // Config says what an Opener works with.
 type Config struct {
-	Store   remote.Store
-	Cache   *cache.Cache
+	Store remote.Store
+	Cache *cache.Cache
+	// Tier is where the stored blocks of a version are kept below the Cache,
+	// which is nil for nowhere; nil if that is so for all.
+	Tier    func(remote.Object) cache.Tier
 	Formats []codec.Format // that are read, in the order of detection
 	Views   []codec.View   // that are shown
 
@@ -178,7 +181,7 @@ func permanent(err error) bool {
 func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*Disk, error) {
 	var src codec.Source = &Object{o.cfg.Store, d.Object}
 	if !o.local {
-		src = o.cfg.Cache.Reader(&Object{o.cfg.Store, d.Object}, d.Object.Size, cache.ReaderConfig{})
+		src = o.reader(d.Object)
 	}
 	f, err := o.detect(ctx, src, d.Format)
 	if err != nil {
@@ -189,6 +192,15 @@ func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*
 		return nil, err
 	}
 	return o.assemble(ctx, src, guest, im, d)
+}
+
+// reader reads a version through the caches.
+func (o *Opener) reader(v remote.Object) *cache.Reader {
+	var rc cache.ReaderConfig
+	if o.cfg.Tier != nil {
+		rc.Tier = o.cfg.Tier(v)
+	}
+	return o.cfg.Cache.Reader(&Object{o.cfg.Store, v}, v.Size, rc)
 }
 
 // detect holds content and declared format together: they must agree, or a
