@@ -7,18 +7,23 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"imagefs/codec"
+	"imagefs/codec/all"
 	"imagefs/codec/codectest"
-	"imagefs/codec/oci"
-	"imagefs/codec/ova"
 	"imagefs/fs/stage"
 	"imagefs/remote"
 	"imagefs/remote/mem"
 )
+
+// kindOf is a kind of package by its name.
+func kindOf(name string) codec.Package {
+	return all.Packages[slices.IndexFunc(all.Packages, func(p codec.Package) bool { return p.Name() == name })]
+}
 
 // pack lays disks out as a package.
 func pack(t *testing.T, p codec.Package, m codec.Machine, disks ...codec.Disk) []byte {
@@ -48,7 +53,7 @@ func twoDisks(t *testing.T) (b []byte, disks []codec.Disk) {
 	t.Helper()
 	disks = []codec.Disk{codectest.Scattered(2<<20, 10, 1), codectest.Scattered(3<<20, 10, 2)}
 	m := codec.Machine{Name: "web", CPUs: 4, MemoryMiB: 2048, Firmware: "uefi", OS: "Debian", OSVersion: "12", Arch: "x86_64"}
-	return pack(t, ova.Package, m, disks...), disks
+	return pack(t, kindOf("ova"), m, disks...), disks
 }
 
 // wantDisks asks that an image has just these disks.
@@ -66,7 +71,7 @@ func (e *env) wantDisks(name string, disks []codec.Disk) {
 		if d.Format != "vmdk" || d.SHA256 != sum(b) || d.Index == nil {
 			e.Errorf("disk %d is %+v", n, d)
 		}
-		got, err := codectest.ReadAll(codectest.Open(e.T, ova.Package.View().(codec.Format), codectest.Bytes(b)))
+		got, err := codectest.ReadAll(codectest.Open(e.T, kindOf("ova").View().(codec.Format), codectest.Bytes(b)))
 		if err != nil {
 			e.Fatal(err)
 		}
@@ -244,7 +249,7 @@ func TestPackageRace(t *testing.T) {
 	b, _ := twoDisks(t)
 	store := mem.New()
 	one, two := newEnv(t, store), newEnv(t, store)
-	other := pack(t, oci.Package, codec.Machine{Name: "web"}, codectest.Scattered(2<<20, 10, 3))
+	other := pack(t, kindOf("oci"), codec.Machine{Name: "web"}, codectest.Scattered(2<<20, 10, 3))
 	h := []*stage.Handle{one.create("", "web.ova"), two.create("", "web.oci")}
 	fill(t, h[0], b)
 	fill(t, h[1], other)
