@@ -9,8 +9,10 @@ import (
 	"sync"
 )
 
+// DefaultBlock is the block of a reader that is not told one, in bytes.
+const DefaultBlock = mib
+
 const (
-	defaultBlock    = mib
 	minBlock        = 4 * kib
 	defaultSpan     = 4 * mib
 	defaultParallel = 8
@@ -41,7 +43,7 @@ type Tier interface {
 // ReaderConfig says how one thing is fetched. The zero value is useful.
 type ReaderConfig struct {
 	// Block is the unit of caching in bytes, a power of two of at least 4096.
-	// Default 1 MiB. Anything else is raised to the next such number.
+	// Default DefaultBlock, 1 MiB. Anything else is raised to the next such number.
 	Block int64
 	// Span is the bytes of the largest fetch: several neighbouring missing blocks
 	// are got with one call. Default 4 MiB; never below Block, and never above
@@ -88,7 +90,7 @@ type Reader struct {
 // readers share nothing but memory, even over the same Fetcher.
 func (c *Cache) Reader(f Fetcher, size int64, rc ReaderConfig) *Reader {
 	if rc.Block <= 0 {
-		rc.Block = defaultBlock
+		rc.Block = DefaultBlock
 	}
 	shift := bits.Len64(uint64(max(rc.Block, minBlock)) - 1)
 	r := &Reader{

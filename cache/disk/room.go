@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// All of this file but footprint and space is called by the writer alone.
+// All of this file but footprints and space is called by the writer alone.
 
 const (
 	// folders is how many there are for blocks, by the first byte of their names.
@@ -30,6 +30,11 @@ const (
 
 // footprint is what a file of n bytes takes on the disk, in bytes.
 func footprint(n int64) int64 { return (n + 4095) &^ 4095 }
+
+// Footprint is the most that n bytes in blocks take of [Config.Size].
+func Footprint(n, block int64) int64 {
+	return (n + block - 1) / block * footprint(headerSize+block)
+}
 
 // space is what a file system has free for its users, and has in all, in bytes.
 func space(dir string) (free, size int64, err error) {

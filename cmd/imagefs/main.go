@@ -55,6 +55,7 @@ func commands() []*command {
 		rmCommand(),
 		restoreCommand(),
 		indexCommand(),
+		warmCommand(),
 		gcCommand(),
 		checkCommand(),
 		versionCommand(),

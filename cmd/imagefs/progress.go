@@ -15,7 +15,7 @@ import (
 
 // event is something that happens to a source, as --json prints it.
 type event struct {
-	Event  string `json:"event"`          // fetching, checking, note, encoding, storing, progress, done or error
+	Event  string `json:"event"`          // fetching, checking, note, encoding, storing, progress, done, warmed or error
 	Step   string `json:"step,omitempty"` // that a progress is of
 	Source string `json:"source,omitempty"`
 	Image  string `json:"image,omitempty"`
@@ -25,10 +25,11 @@ type event struct {
 	Total  int64  `json:"total,omitempty"`  // of a progress, when it is known
 	SHA256 string `json:"sha256,omitempty"` // of the source; none of a raw disk that is nearly all holes
 	Note   string `json:"note,omitempty"`
+	Got    int64  `json:"fetched,omitempty"` // of what is warmed, the bytes that were not there
 	Error  string `json:"error,omitempty"`
 }
 
-// reporter tells how an import gets on: a line that moves on a terminal, else
+// reporter tells how an import or a warming gets on: a line that moves on a terminal, else
 // lines at the start and the end of what takes long, or JSON. It may be used
 // by several goroutines.
 type reporter struct {
@@ -85,6 +86,12 @@ func (r *reporter) event(name string, e event) {
 			line += ", SHA-256 " + e.SHA256
 		}
 		fmt.Fprintln(r.lines, line)
+		return
+	}
+	if name == "warmed" {
+		r.clear()
+		fmt.Fprintf(r.lines, "warmed %q: disk %d of image %q, %s, of which %s were fetched now\n",
+			e.Source, *e.Disk, e.Image, iec(e.Bytes), iec(e.Got))
 		return
 	}
 	line := name + " " + strconv.Quote(e.Source)
