@@ -46,6 +46,9 @@ type Config struct {
 	Size int64
 	// Queue is the bytes that may wait to be written, in memory. Default 64 MiB.
 	Queue int64
+	// Wait is how long Open waits for another process to let the folder go: one
+	// that ends writes for a while what is queued. Default: not at all.
+	Wait time.Duration
 	// Report is told errors of the disk, at most once a minute; nil for nobody.
 	Report func(error)
 }
@@ -130,7 +133,7 @@ func (c *Cache) prepare() (err error) {
 		return err
 	}
 	// The folder itself is locked: a lock file could be removed and made anew.
-	if c.lock, err = lock(c.cfg.Dir); err != nil {
+	if c.lock, err = lock(c.cfg.Dir, time.Now().Add(c.cfg.Wait)); err != nil {
 		return err
 	}
 	defer func() {
@@ -152,14 +155,17 @@ func (c *Cache) prepare() (err error) {
 	return tag(filepath.Join(c.cfg.Dir, "CACHEDIR.TAG"))
 }
 
-func lock(dir string) (*os.File, error) {
+// lock locks a folder as long as the file is open. It tries until a time.
+func lock(dir string, until time.Time) (*os.File, error) {
 	f, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EINTR {
+		if err == unix.EWOULDBLOCK && time.Now().Before(until) {
+			time.Sleep(20 * time.Millisecond)
+		} else if err != unix.EINTR {
 			break
 		}
 	}

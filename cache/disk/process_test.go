@@ -104,9 +104,8 @@ func TestTwoProcesses(t *testing.T) {
 	if _, err := Open(Config{Dir: dir, Size: minSize}); !errors.Is(err, ErrLocked) {
 		t.Errorf("got %v, want ErrLocked", err)
 	}
-	_ = cmd.Process.Kill()
-	_ = cmd.Wait()
-	c, err := Open(Config{Dir: dir, Size: minSize}) // the lock ends with its process
+	time.AfterFunc(50*time.Millisecond, func() { _ = cmd.Process.Kill() })
+	c, err := Open(Config{Dir: dir, Size: minSize, Wait: patience}) // the lock ends with its process
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -17,6 +18,9 @@ const (
 	defaultDiskCache = 10 << 30
 	// diskQueue is the memory for blocks on their way to the disk cache.
 	diskQueue = 64 << 20
+	// diskWait is how long a mount that ended may go on writing into its folder
+	// before the next one gives up.
+	diskWait = 5 * time.Second
 )
 
 // diskFlags say where blocks of a remote store are kept on a local disk.
@@ -46,7 +50,7 @@ func (f *diskFlags) open(s *session, report func(error)) error {
 	if err != nil {
 		return err
 	}
-	s.disk, err = disk.Open(disk.Config{Dir: dir, Size: int64(f.size), Queue: diskQueue, Report: report})
+	s.disk, err = disk.Open(disk.Config{Dir: dir, Size: int64(f.size), Queue: diskQueue, Wait: diskWait, Report: report})
 	switch {
 	case errors.Is(err, disk.ErrLocked):
 		return fmt.Errorf(`%w: a mount or "imagefs warm" holds it: end that one first, or say another folder with --cache-dir`, err)

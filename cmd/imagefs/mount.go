@@ -156,6 +156,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 		select {
 		case <-gone:
 			log.Info("unmounted", "path", mountpoint)
+			s.closeDisk() // before the spool, which may take long: the next mount wants it
 			return nil
 		case <-hangup:
 			server.Refresh(context.Background())

@@ -159,8 +159,13 @@ func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize i
 
 func (s *session) close() {
 	s.cache.Close()
+	s.closeDisk()
+	s.store.close()
+}
+
+// closeDisk lets the disk cache go. It may be called again.
+func (s *session) closeDisk() {
 	if s.disk != nil {
 		s.disk.Close()
 	}
-	s.store.close()
 }

@@ -48,7 +48,7 @@ func main() {
 	flag.StringVar(&b.s3server, "s3server", "bin/s3server", "the S3 server of the tests")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each comparison, after one that is not counted")
 	size := flag.Int64("size", 512, "MiB of files in the guest")
-	only := flag.String("only", "", "run only this part: convert, coded, read, first, import or flavours")
+	only := flag.String("only", "", "run only this part: convert, coded, read, first, disk, import or flavours")
 	flag.Parse()
 	if b.rounds < 1 || *size < 4 || flag.NArg() > 0 {
 		log.Fatal("usage: bench [flags]; at least 1 round and 4 MiB")
@@ -84,6 +84,7 @@ func (b *bench) run(only string) (err error) {
 		{"coded", b.coded},
 		{"read", b.read},
 		{"first", b.first},
+		{"disk", b.disk},
 		{"import", b.imports},
 		{"flavours", b.flavours},
 	} {
