@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -31,9 +32,13 @@ func child(dir string) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	o := object(c, "a")
+	if err := o.Store(context.Background(), block(0, unit), 0); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
 	fmt.Println("ready")
-	for i := 0; ; i = (i + 1) % killBlocks {
-		o := object(c, "a")
+	for i := 1; ; i = (i + 1) % killBlocks {
 		p := make([]byte, unit)
 		if !o.Load(p, int64(i)*unit) {
 			o.Save(block(uint64(i), unit), int64(i)*unit)
@@ -44,7 +49,7 @@ func child(dir string) {
 // killBlocks is how many blocks a child works on, more than fit.
 const killBlocks = 3 * minSize / unit / 2
 
-// startChild starts a child and waits until it has opened the folder.
+// startChild starts a child and waits until it has written a block.
 func startChild(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
