@@ -228,7 +228,7 @@ func checkRandom(t *testing.T, d codec.Disk) {
 	r := rand.New(rand.NewPCG(3, uint64(d.Size())))
 	buf := make([]byte, 300*kib)
 	stale := bytes.Repeat([]byte{0xa5}, len(buf))
-	for range 300 / slow {
+	for range readsOf(d, 300) {
 		off := r.Int64N(d.Size() + 1)
 		n := r.Int64N(int64(len(buf)))
 		if r.IntN(2) == 0 {

@@ -28,7 +28,7 @@ func (s *suite) concurrent(t *testing.T) {
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(g, 4))
 				buf := make([]byte, 90*kib)
-				for range 60 {
+				for range readsOf(c.d, 60) {
 					off := r.Int64N(c.d.Size())
 					p := buf[:min(r.Int64N(int64(len(buf))), c.d.Size()-off)]
 					if n, err := c.d.ReadAt(context.Background(), p, off); n < len(p) {

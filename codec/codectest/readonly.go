@@ -75,7 +75,9 @@ func (ro *readOnly) flips(t *testing.T) {
 	flips, refused := 0, 0
 	for bit := 0; bit < 8*len(b); bit++ {
 		if bit > 8*1024 { // the header and first tables whole
-			bit += 36
+			bit += 36*Thin(4) + Thin(4) - 1
+		} else {
+			bit += Thin(5) - 1
 		}
 		if bit >= 8*len(b) {
 			break

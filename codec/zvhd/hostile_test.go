@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -288,7 +287,7 @@ func TestTruncations(t *testing.T) {
 
 func TestFlips(t *testing.T) {
 	for kind, name := range kindNames {
-		b := tiny(t, kind)
+		b, n := tiny(t, kind), 0
 		// Headers and the heads and ends of records, the tables, and some of
 		// the payloads.
 		for off := 0; off < len(b); off++ {
@@ -302,18 +301,19 @@ func TestFlips(t *testing.T) {
 			if b[off] == 0 && off > 4*4096 && off < len(b)-4096 && off%211 != 0 {
 				continue // the rest of an index
 			}
-			if !thorough && (off/5)%4 != kind%4 {
+			if every := 4 * codectest.Thin(4); !codectest.Thorough && (off/5)%every != kind {
 				continue
 			}
+			n++
 			b[off] ^= 1 << (off % 8)
 			hostile(t, kind, b, name+" with a flipped bit")
 			b[off] ^= 1 << (off % 8)
 		}
+		if t.Logf("%s: %d flips", name, n); n < 10 {
+			t.Errorf("%s: %d flips, want 10 at least", name, n)
+		}
 	}
 }
-
-// thorough asks for all damage that these tests know; a soak does.
-var thorough = os.Getenv("IMAGEFS_HOSTILE_FLIPS") != ""
 
 // TestMutations: bytes, ranges and lengths of anything, in any number.
 func TestMutations(t *testing.T) {
@@ -327,8 +327,8 @@ func TestMutations(t *testing.T) {
 				places = append(places, off)
 			}
 		}
-		n := 150
-		if thorough {
+		n := 150 / codectest.Thin(4)
+		if codectest.Thorough {
 			n = 700
 		}
 		for range n {

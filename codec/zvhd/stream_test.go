@@ -29,7 +29,7 @@ func alone(t *testing.T, s *stream, k int) bool {
 // TestSequentialReadDecodesOnce: a reader from end to end reads the file once,
 // though the blocks refer to those before them.
 func TestSequentialReadDecodesOnce(t *testing.T) {
-	want := words(6*blockSize, 4)
+	want := seams(6*blockSize, 4)
 	b := written(t, kindStream, want)
 	src := codectest.Bounded(codectest.Bytes(b), 1<<40, 1<<40)
 	d := codectest.Open(t, Format, src)
@@ -64,8 +64,10 @@ func TestOwnBlocksStandAlone(t *testing.T) {
 
 // TestNoiseStandsAlone: blocks that do not compress are a place to begin at.
 func TestNoiseStandsAlone(t *testing.T) {
-	want := words(5*blockSize, 4)
-	rand.NewChaCha8([32]byte{1}).Read(want[blockSize : 4*blockSize])
+	want := seams(5*blockSize, 4)
+	for i := range 3 {
+		noise(want[(1+i)*blockSize : (2+i)*blockSize])
+	}
 	copy(want[4*blockSize:], want[4*blockSize-2000:4*blockSize]) // what it refers to
 	b := written(t, kindStream, want)
 	src := codectest.Bounded(codectest.Bytes(b), 1<<40, 1<<40)

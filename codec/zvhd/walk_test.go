@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -100,8 +99,10 @@ func TestDamagedIndexCostsTime(t *testing.T) {
 
 // TestWalkDecodesEveryBlockOnce, whether it stands alone or not, and damage ends it.
 func TestWalkDecodesEveryBlockOnce(t *testing.T) {
-	want := words(9*blockSize, 4)
-	rand.NewChaCha8([32]byte{1}).Read(want[blockSize : 4*blockSize])
+	want := seams(9*blockSize, 4)
+	for i := range 3 {
+		noise(want[(1+i)*blockSize : (2+i)*blockSize])
+	}
 	b := written(t, kindStream, want)
 	d := codectest.Open(t, Format, codectest.Bytes(b))
 	for _, workers := range []int{1, 3} {
@@ -157,7 +158,7 @@ func TestOwnBlocksNeedNoIndex(t *testing.T) {
 
 // TestFramesAreHandedOn shows a ZVHD2 of zstd as qcow2.
 func TestFramesAreHandedOn(t *testing.T) {
-	want := words(7*blockSize-700*512, 4)
+	want := seams(7*blockSize-700*512, 4)
 	clear(want[2*blockSize : 3*blockSize])
 	o := codectest.Offer(t, Format2, codectest.Bytes(written(t, kindZstd, want)))
 	f := codectest.Reframe(t, qcow2.Zstd, qcow2.Format, o)

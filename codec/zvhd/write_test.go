@@ -5,6 +5,7 @@ import (
 	"compress/zlib"
 	"encoding/binary"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -165,15 +166,39 @@ func words(n int, seed uint64) []byte {
 	return b[:n]
 }
 
+// seams is a disk of n bytes of text around the borders of blocks, as far as a
+// block can refer back: what lies between takes time only.
+func seams(n int, seed uint64) []byte {
+	b := make([]byte, n)
+	const reach = 40 << 10
+	text := words(2*reach, seed)
+	for i := 0; i < n; i += 2097152 {
+		from := max(i-reach, 0)
+		copy(b[from:min(i+reach, n)], text[from-i+reach:])
+	}
+	return b
+}
+
 // sample is a disk of 5 blocks and a bit: text in blocks 0, 1, 3, 4 and the
-// end, of which block 3 is noise in its second half.
-func sample() []byte {
+// end, of which block 3 is noise in parts of its second half.
+var sample = func() []byte {
 	b := make([]byte, 5*2097152+1024)
-	copy(b, words(2*2097152-5000, 1))
-	copy(b[3*2097152+777:], words(2*2097152, 1))
-	rand.NewChaCha8([32]byte{7}).Read(b[3*2097152+1<<20 : 4*2097152])
+	copy(b, words(400<<10, 1))
+	copy(b[2*2097152-100<<10:], words(100<<10-5000, 1))
+	copy(b[3*2097152+777:], words(100<<10, 1))
+	noise(b[3*2097152+1<<20 : 4*2097152])
+	copy(b[4*2097152:], words(200<<10, 1))
+	copy(b[5*2097152-100<<10:], words(100<<10+777, 1))
 	copy(b[5*2097152+100:], "the end")
 	return b
+}()
+
+// noise fills both ends of b with bytes that do not compress, further than a
+// block can refer back.
+func noise(b []byte) {
+	r := rand.NewChaCha8([32]byte{7})
+	r.Read(b[:128<<10])
+	r.Read(b[len(b)-128<<10:])
 }
 
 // tinyDisk has two blocks with data of three.
@@ -184,8 +209,28 @@ var tinyDisk = func() []byte {
 	return disk
 }()
 
-// tiny is an image of tinyDisk, with a page for each record.
+// tiny is an image of tinyDisk, with a page for each record. It is the caller's.
 func tiny(t testing.TB, kind int) []byte {
 	t.Helper()
-	return written(t, kind, tinyDisk)
+	return bytes.Clone(tinies[kind](t))
+}
+
+var tinies, samples = once(tinyDisk), once(sample)
+
+// once is an image of disk of each kind, each made when it is asked for first.
+func once(disk []byte) []func(t testing.TB) []byte {
+	images := make([]func(t testing.TB) []byte, len(kindNames))
+	for kind := range images {
+		var made sync.Once
+		var b []byte
+		images[kind] = func(t testing.TB) []byte {
+			t.Helper()
+			made.Do(func() { b = written(t, kind, disk) })
+			if b == nil {
+				t.Fatal("an earlier test could not write this image")
+			}
+			return b
+		}
+	}
+	return images
 }
