@@ -33,9 +33,9 @@ func reframe(t *testing.T, f codec.Format, src codec.Source) *codec.File {
 // groups, and with a last one that is partial.
 func softDisks() []*codectest.Disk {
 	return []*codectest.Disk{
-		codectest.Scattered(70*mib, 60, 7).Soft(),
-		codectest.Scattered(34*mib+512, 70, 8).Soft(),
-		codectest.Alternating(36*mib, 64*kib).Soft(),
+		codectest.Scattered(70*mib, 30, 7).Soft(),
+		codectest.Scattered(34*mib+512, 35, 8).Soft(),
+		codectest.Alternating(12*mib, 64*kib).Soft(),
 		codectest.Full(5*mib, 2),
 		codectest.Full(512, 2).Soft(),
 		codectest.LastSector(64*kib + 512),
