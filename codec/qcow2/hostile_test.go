@@ -333,6 +333,7 @@ func TestSharedPayloads(t *testing.T) {
 		for _, bits := range []uint{9, 16, 21} {
 			for i, n := range []int{1, 20, 500, 511} { // bytes; one sector or two
 				if bits == 21 && i%codectest.Thin(3) != 0 {
+					t.Logf("clusters of 2 MiB, payloads of %d bytes: left to the run without the race detector", n)
 					continue
 				}
 				p := bytes.Repeat([]byte{'p'}, n)
