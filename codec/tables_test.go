@@ -26,8 +26,8 @@ func TestReadTables(t *testing.T) {
 		{"one", []codec.TableAt{{Off: 512, First: 0, N: 10}}, 1},
 		{"one larger than a piece", []codec.TableAt{{Off: 4, First: 7, N: 600 << 10}}, 3},
 		{"neighbours in another order", []codec.TableAt{{Off: 8192, First: 0, N: 1024}, {Off: 4096, First: 1024, N: 1024}, {Off: 12288, First: 2048, N: 3}}, 1},
-		{"a gap", []codec.TableAt{{Off: 0, First: 5, N: 1}, {Off: 64<<10 + 8, First: 6, N: 1}}, 2},
-		{"no gap", []codec.TableAt{{Off: 0, First: 5, N: 1}, {Off: 64<<10 + 4, First: 6, N: 1}}, 1},
+		{"a gap", []codec.TableAt{{Off: 0, First: 5, N: 1}, {Off: 128<<10 + 8, First: 6, N: 1}}, 2},
+		{"no gap", []codec.TableAt{{Off: 0, First: 5, N: 1}, {Off: 128<<10 + 4, First: 6, N: 1}}, 1},
 		{"more than a piece", []codec.TableAt{{Off: 0, First: 0, N: 200 << 10}, {Off: 800 << 10, First: 200 << 10, N: 200 << 10}}, 2},
 		{"one inside another", []codec.TableAt{{Off: 0, First: 0, N: 100}, {Off: 8, First: 100, N: 10}, {Off: 400, First: 110, N: 10}}, 1},
 		{"of nothing", []codec.TableAt{{Off: 0, First: 0, N: 0}, {Off: 8, First: 0, N: 1}}, 1},
@@ -39,11 +39,16 @@ func TestReadTables(t *testing.T) {
 			}
 		}
 		src := codectest.Bounded(codectest.Bytes(b), 1000, 1<<40)
-		err := codec.ReadTables(ctx, src, c.tables, 4, "tables", func(i int64, b []byte) error {
-			if got := int64(binary.LittleEndian.Uint32(b)); got != want[i] || len(b) != 4 {
-				t.Fatalf("%s: entry %d is that at %d, want %d", c.name, i, got, want[i])
+		err := codec.ReadTables(ctx, src, c.tables, 4, "tables", func(at codec.TableAt, b []byte) error {
+			if int64(len(b)) != 4*at.N || len(b) > 1<<20 {
+				t.Fatalf("%s: %d bytes of %+v", c.name, len(b), at)
 			}
-			delete(want, i)
+			for i := at.First; len(b) > 0; i, b = i+1, b[4:] {
+				if got := int64(binary.LittleEndian.Uint32(b)); got != want[i] {
+					t.Fatalf("%s: entry %d is that at %d, want %d", c.name, i, got, want[i])
+				}
+				delete(want, i)
+			}
 			return nil
 		})
 		if reads, _ := src.Used(); err != nil || len(want) != 0 || reads != c.reads {
@@ -51,7 +56,7 @@ func TestReadTables(t *testing.T) {
 		}
 	}
 	two := []codec.TableAt{{Off: 0, N: 1}, {Off: 8, N: 1}}
-	if err := codec.ReadTables(ctx, codectest.Bytes(b), two, 4, "tables", func(int64, []byte) error { return codectest.ErrBoom }); !errors.Is(err, codectest.ErrBoom) {
+	if err := codec.ReadTables(ctx, codectest.Bytes(b), two, 4, "tables", func(codec.TableAt, []byte) error { return codectest.ErrBoom }); !errors.Is(err, codectest.ErrBoom) {
 		t.Errorf("error of each: %v", err)
 	}
 	if err := codec.ReadTables(ctx, codectest.Faulty(codectest.Bytes(b), codectest.ErrBoom, 0), two, 4, "tables", nil); !errors.Is(err, codectest.ErrBoom) {

@@ -75,9 +75,13 @@ func readTables(ctx context.Context, src codec.Source, h *header) (*codec.Table,
 	if err != nil {
 		return nil, err
 	}
-	err = codec.ReadTables(ctx, src, tables, 8, "L2 tables", func(i int64, b []byte) error {
-		if e := be.Uint64(b); e != 0 {
-			return setCluster(t, h, i, e)
+	err = codec.ReadTables(ctx, src, tables, 8, "L2 tables", func(r codec.TableAt, b []byte) error {
+		for i := r.First; len(b) > 0; i, b = i+1, b[8:] {
+			if e := be.Uint64(b); e != 0 {
+				if err := setCluster(t, h, i, e); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})

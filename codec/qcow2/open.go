@@ -96,8 +96,8 @@ func readHead(ctx context.Context, src codec.Source, n int64) ([]byte, error) {
 	return b, codec.ReadFull(ctx, src, b, 0, "header")
 }
 
-// l2Ref is an L2 table: where it is, and which of all it is.
-type l2Ref struct{ off, index int64 }
+// l1Piece is how much of an L1 table one call reads.
+const l1Piece = 1 << 20
 
 // readTables makes a table of the image.
 func readTables(ctx context.Context, src codec.Source, h *header, dec *decoder) (*codec.Table, error) {
@@ -118,29 +118,28 @@ func readTables(ctx context.Context, src codec.Source, h *header, dec *decoder) 
 	if err != nil {
 		return nil, err
 	}
-	// In the order of the file, so that neighbours are read in one call.
-	slices.SortFunc(refs, func(a, b l2Ref) int { return cmp.Compare(a.off, b.off) })
+	slices.SortFunc(refs, func(a, b codec.TableAt) int { return cmp.Compare(a.Off, b.Off) })
 	for i, r := range refs {
 		// Seal would tell too, but only after reading a table many times.
-		if i > 0 && refs[i-1].off == r.off {
-			return nil, codec.Corruptf("l1 entries %d and %d: the same l2 table at %#x", refs[i-1].index, r.index, r.off)
+		if i > 0 && refs[i-1].Off == r.Off {
+			return nil, codec.Corruptf("l1 entries %d and %d: the same l2 table at %#x", refs[i-1].First/h.perL2(), r.First/h.perL2(), r.Off)
 		}
-		if err := t.Claim(r.off, h.cluster(), "l2 table"); err != nil {
+		if err := t.Claim(r.Off, h.cluster(), "l2 table"); err != nil {
 			return nil, err
 		}
 	}
 	p := parser{h, t, src.Size()}
-	if err := readL2(ctx, src, h, refs, p.l2); err != nil {
+	if err := codec.ReadTables(ctx, src, refs, int(h.l2Entry()), "l2 tables", p.l2); err != nil {
 		return nil, err
 	}
 	return t, t.Seal()
 }
 
 // readL1 reads the L1 entries that the disk needs.
-func readL1(ctx context.Context, src codec.Source, h *header) ([]l2Ref, error) {
-	var refs []l2Ref
+func readL1(ctx context.Context, src codec.Source, h *header) ([]codec.TableAt, error) {
+	var refs []codec.TableAt
 	n := h.l2Tables() * 8
-	buf := make([]byte, min(n, pieceLen))
+	buf := make([]byte, min(n, l1Piece))
 	for at := int64(0); at < n; at += int64(len(buf)) {
 		buf = buf[:min(int64(len(buf)), n-at)]
 		if err := codec.ReadFull(ctx, src, buf, h.l1Off+at, "l1 table"); err != nil {
@@ -160,7 +159,8 @@ func readL1(ctx context.Context, src codec.Source, h *header) ([]l2Ref, error) {
 			case off&(h.cluster()-1) != 0:
 				return nil, codec.Corruptf("l1 entry %d at %#x: l2 table at %#x, not on a cluster", i, h.l1Off+at+int64(j), off)
 			}
-			refs = append(refs, l2Ref{off, i})
+			first := i * h.perL2()
+			refs = append(refs, codec.TableAt{Off: off, First: first, N: min(h.perL2(), codec.Ceil(h.size, h.cluster())-first)})
 		}
 	}
 	return refs, nil
@@ -173,10 +173,10 @@ type parser struct {
 	size int64 // of the file
 }
 
-// l2 parses the used part b of the L2 table r.
-func (p *parser) l2(r l2Ref, b []byte) error {
+// l2 parses the part b of an L2 table that stands at r.
+func (p *parser) l2(r codec.TableAt, b []byte) error {
 	step := int(p.h.l2Entry())
-	i := r.index * p.h.perL2()
+	i := r.First
 	for at := 0; at < len(b); at, i = at+step, i+1 {
 		e, bitmap := be64(b[at:]), uint64(0)
 		if p.h.extL2 {
@@ -186,7 +186,7 @@ func (p *parser) l2(r l2Ref, b []byte) error {
 			continue
 		}
 		if err := p.entry(i, e, bitmap); err != nil {
-			return fmt.Errorf("l2 entry %#x at %#x of guest cluster %d: %w", e, r.off+int64(at), i, err)
+			return fmt.Errorf("l2 entry %#x at %#x of guest cluster %d: %w", e, r.Off+int64(at), i, err)
 		}
 	}
 	return nil

@@ -93,16 +93,21 @@ func readTables(ctx context.Context, src codec.Source, h *header) (*codec.Table,
 	if err != nil {
 		return nil, err
 	}
-	err = codec.ReadTables(ctx, src, tables, 8, "L2 tables", func(i int64, b []byte) error {
-		e := le.Uint64(b)
-		if e == 0 || e == entryZero {
-			return nil
+	err = codec.ReadTables(ctx, src, tables, 8, "L2 tables", func(r codec.TableAt, b []byte) error {
+		for i := r.First; len(b) > 0; i, b = i+1, b[8:] {
+			e := le.Uint64(b)
+			if e == 0 || e == entryZero {
+				continue
+			}
+			off, err := h.place(e)
+			if err == nil {
+				err = t.Set(i, off)
+			}
+			if err != nil {
+				return fmt.Errorf("L2 entry of cluster %d: %w", i, err)
+			}
 		}
-		off, err := h.place(e)
-		if err != nil {
-			return fmt.Errorf("L2 entry of cluster %d: %w", i, err)
-		}
-		return t.Set(i, off)
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -6,17 +6,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 
 	"imagefs/codec"
-)
-
-const (
-	// Tables are read in pieces, together where they are close: few large
-	// reads, several at once, since each may be a request to a store.
-	tablePiece = 1 << 20
-	tableGap   = 64 << 10
-	tableReads = 16
 )
 
 // loader makes the table of a disk from a grain directory.
@@ -30,19 +21,14 @@ type loader struct {
 	dec *decoder // of the table loaded last
 }
 
-// tableAt is a grain table that the file holds.
-type tableAt struct {
-	off   int64 // bytes
-	index int64 // in the directory
-}
-
 // load reads the directory at a sector, and all its tables.
 func (l *loader) load(ctx context.Context, dir uint64, what string) (*codec.Table, error) {
 	if dir == 0 || dir > uint64(l.src.Size())/sector {
 		return nil, codec.Corruptf("%s at sector %#x: not inside the file (%d bytes)", what, dir, l.src.Size())
 	}
 	off := int64(dir) * sector
-	var tables []tableAt
+	var tables []codec.TableAt
+	entries := int64(l.h.tableEntries)
 	err := codec.ReadEntries(ctx, l.src, off, l.h.tables(), 4, what, func(i int64, b []byte) error {
 		e := int64(le.Uint32(b)) * sector
 		if e == 0 {
@@ -51,16 +37,16 @@ func (l *loader) load(ctx context.Context, dir uint64, what string) (*codec.Tabl
 		if e > l.src.Size()-l.h.tableLen() {
 			return codec.Corruptf("entry %d of the %s: grain table at %#x: past the end of the file (%d bytes)", i, what, e, l.src.Size())
 		}
-		tables = append(tables, tableAt{e, i})
+		tables = append(tables, codec.TableAt{Off: e, First: i * entries, N: entries})
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(tables, func(a, b tableAt) int { return cmp.Compare(a.off, b.off) })
+	slices.SortFunc(tables, func(a, b codec.TableAt) int { return cmp.Compare(a.Off, b.Off) })
 	for i := 1; i < len(tables); i++ {
-		if a, b := tables[i-1], tables[i]; b.off-a.off < l.h.tableLen() {
-			return nil, codec.Corruptf("entries %d and %d of the %s: the grain tables share the bytes at %#x", a.index, b.index, what, b.off)
+		if a, b := tables[i-1], tables[i]; b.Off-a.Off < l.h.tableLen() {
+			return nil, codec.Corruptf("entries %d and %d of the %s: the grain tables share the bytes at %#x", a.First/entries, b.First/entries, what, b.Off)
 		}
 	}
 
@@ -71,7 +57,8 @@ func (l *loader) load(ctx context.Context, dir uint64, what string) (*codec.Tabl
 	if err := l.claim(t, off, what); err != nil {
 		return nil, err
 	}
-	if err := l.read(ctx, tables, func(a tableAt, b []byte) error { return l.set(ctx, t, a, b) }); err != nil {
+	err = codec.ReadTables(ctx, l.src, tables, 4, "grain tables", func(a codec.TableAt, b []byte) error { return l.set(ctx, t, a, b) })
+	if err != nil {
 		return nil, err
 	}
 	if err := t.Seal(); err != nil {
@@ -96,68 +83,23 @@ func (l *loader) claim(t *codec.Table, dir int64, what string) error {
 	return t.Claim(l.footer, 2*sector, "footer")
 }
 
-// read calls each for all tables, in the order of the file.
-func (l *loader) read(ctx context.Context, tables []tableAt, each func(tableAt, []byte) error) error {
-	size := l.h.tableLen()
-	type piece struct {
-		tables []tableAt
-		buf    []byte
-		err    error
-	}
-	var free [tableReads][]byte
-	for len(tables) > 0 {
-		var pieces [tableReads]piece
-		k := 0
-		for ; k < tableReads && len(tables) > 0; k++ {
-			n, first := 1, tables[0].off
-			for n < len(tables) && tables[n].off-tables[n-1].off-size <= tableGap && tables[n].off+size-first <= tablePiece {
-				n++
-			}
-			need := int(tables[n-1].off + size - first)
-			if cap(free[k]) < need {
-				free[k] = make([]byte, need)
-			}
-			pieces[k] = piece{tables: tables[:n], buf: free[k][:need]}
-			tables = tables[n:]
-		}
-		var wg sync.WaitGroup
-		for i := range pieces[:k] {
-			p := &pieces[i]
-			wg.Go(func() { p.err = codec.ReadFull(ctx, l.src, p.buf, p.tables[0].off, "grain tables") })
-		}
-		wg.Wait()
-		for _, p := range pieces[:k] {
-			if p.err != nil {
-				return p.err
-			}
-			for _, a := range p.tables {
-				if err := each(a, p.buf[a.off-p.tables[0].off:][:size]); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
 var noGrains [4 * maxTable]byte
 
 // set puts the entries of one grain table.
-func (l *loader) set(ctx context.Context, t *codec.Table, a tableAt, b []byte) error {
-	if err := t.Claim(a.off, int64(len(b)), "grain table"); err != nil {
+func (l *loader) set(ctx context.Context, t *codec.Table, a codec.TableAt, b []byte) error {
+	if err := t.Claim(a.Off, int64(len(b)), "grain table"); err != nil {
 		return err
 	}
 	if bytes.Equal(b, noGrains[:len(b)]) {
 		return nil
 	}
-	first := a.index * int64(l.h.tableEntries)
-	for i := first; len(b) > 0 && i < t.Blocks(); i, b = i+1, b[4:] {
+	for i := a.First; len(b) > 0 && i < t.Blocks(); i, b = i+1, b[4:] {
 		e := int64(le.Uint32(b))
 		if e == 0 || e == 1 && l.h.flags&flagZeroGrain != 0 {
 			continue
 		}
 		if err := l.setGrain(ctx, t, i, e); err != nil {
-			return fmt.Errorf("grain table at %#x, entry %d: %w", a.off, i-first, err)
+			return fmt.Errorf("grain table at %#x, entry %d: %w", a.Off, i-a.First, err)
 		}
 	}
 	return nil
