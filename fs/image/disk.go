@@ -43,7 +43,8 @@ type Disk struct {
 	facts   codec.Facts
 
 	mu    sync.Mutex
-	files map[string]*File // guarded by mu
+	files map[string]*File   // guarded by mu
+	packs map[uint64]packing // guarded by mu; by their inode numbers, of images whose first disk this is
 }
 
 // File is a disk in one format.
@@ -71,7 +72,7 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 	disk := &Disk{
 		Image: im, Number: d.Number, Format: d.Format, Object: d.Object, Size: guest.Size(),
 		Data:   min(m.Count()*mapBlock, guest.Size()),
-		Import: d.Format, modified: d.Object.ModTime, src: src, files: make(map[string]*File),
+		Import: d.Format, modified: d.Object.ModTime, src: src, files: make(map[string]*File), packs: make(map[uint64]packing),
 		facts: codec.Facts{
 			ID: im.ID, Number: d.Number, Name: fmt.Sprintf("disk%d", d.Number),
 			Created: im.Created, Content: content(d, m),
@@ -216,16 +217,9 @@ func (d *Disk) layout(ctx context.Context, v codec.View) (f *File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var data int64
-	for e, err := range f.Extents(ctx, 0, f.Size()) {
-		if err != nil {
-			return nil, err
-		}
-		if !e.Zero {
-			data += e.Len
-		}
+	if f.Blocks, err = blocks(ctx, f); err != nil {
+		return nil, err
 	}
-	f.Blocks = uint64(codec.Ceil(data, 512))
 	return f, nil
 }
 

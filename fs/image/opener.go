@@ -132,21 +132,24 @@ func (o *Opener) Open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*
 // Hidden reports whether it is known, without opening anything, that d has no
 // file in view v.
 func (o *Opener) Hidden(im *catalog.Image, d catalog.Disk, v codec.View) bool {
+	disk := o.opened(im, d)
+	return disk != nil && errors.Is(disk.Possible(v), ErrNotShown)
+}
+
+// opened is a disk that is open already, or nil.
+func (o *Opener) opened(im *catalog.Image, d catalog.Disk) *Disk {
 	o.mu.Lock()
 	p := o.disks[newVersion(im, d)]
 	o.mu.Unlock()
 	if p == nil {
-		return false
+		return nil
 	}
 	select {
 	case <-p.done:
+		return p.disk
 	default:
-		return false
+		return nil
 	}
-	if p.err != nil {
-		return false
-	}
-	return errors.Is(p.disk.Possible(v), ErrNotShown)
 }
 
 func (o *Opener) run(p *opening, im *catalog.Image, d catalog.Disk) {

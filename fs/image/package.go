@@ -19,44 +19,89 @@ type Pack struct {
 	Blocks     uint64    // of 512 bytes that hold data
 	Ino        uint64    // derived from the image, its disks' versions and the kind
 	ModTime    time.Time // of the image: what a package says follows its entry too
+
+	of []*Disk // whose bytes it holds: they stay open for it
 }
 
-// Package returns im as a package. [ErrNotShown] wraps the reason when the
-// package cannot hold it; any other error is that of a disk that cannot be
-// opened.
+// Package returns im as a package, laid out at the first call. [ErrNotShown]
+// wraps the reason when the package cannot hold it; any other error is that of a
+// disk that cannot be opened.
 func (o *Opener) Package(ctx context.Context, im *catalog.Image, p codec.Package) (*Pack, error) {
 	if im.Err != nil {
 		return nil, fmt.Errorf("image %q: %w: %w", im.Name, codec.ErrCorrupt, im.Err)
 	}
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %x %d", p.Name(), im.Name, im.ID, im.Created.Unix())
 	m := codec.Machine{Name: im.Name, ID: im.ID, Created: im.Created}
 	if err := m.SetProps(im.Props, p.Name()); err != nil {
 		return nil, notPacked(err)
 	}
-	fmt.Fprintf(h, "%q", m.Props()) // maps are printed in order
-	var disks []codec.PackDisk
+	h := sha256.New() // of all that the bytes follow from; a map is printed in order
+	fmt.Fprintf(h, "%q %q %x %d %q", p.Name(), im.Name, im.ID, im.Created.Unix(), m.Props())
+	var disks []*Disk
 	for _, cd := range im.Disks {
 		d, err := o.Open(ctx, im, cd)
 		if err != nil {
 			return nil, err
 		}
+		disks = append(disks, d)
 		fmt.Fprintf(h, "%d %q %q %d", d.Number, d.Object.Key, d.Object.ETag, d.Object.Size)
-		f, err := d.packed(ctx, p)
+	}
+	ino := Ino(h.Sum(nil))
+	f, err := disks[0].pack(ino, func() (*Pack, error) {
+		f, err := layoutPack(ctx, m, p, disks)
 		if err != nil {
-			return nil, notPacked(err)
+			err = notPacked(fmt.Errorf("image %q as %s: %w", im.Name, p.Name(), err))
 		}
-		disks = append(disks, codec.PackDisk{Number: d.Number, Size: d.Size, Data: d.Data, File: f})
-	}
-	f, err := p.Layout(m, disks)
-	if err != nil {
-		return nil, notPacked(fmt.Errorf("image %q as %s: %w", im.Name, p.Name(), err))
-	}
-	blocks, err := blocks(ctx, f)
+		return f, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &Pack{Disk: f, Kind: p.Name(), Image: im, Blocks: blocks, Ino: Ino(h.Sum(nil)), ModTime: im.ModTime}, nil
+	pack := *f
+	pack.Image, pack.Ino, pack.ModTime = im, ino, im.ModTime
+	return &pack, nil
+}
+
+// packing is a package that was laid out, or why it cannot be.
+type packing struct {
+	*Pack
+	err error
+}
+
+// pack remembers with the first disk of an image what make lays out: listings,
+// look-ups and opens ask for it one after the other, and a large disk takes a
+// while. A package that changed has another number.
+func (d *Disk) pack(ino uint64, make func() (*Pack, error)) (*Pack, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p, ok := d.packs[ino]; ok {
+		return p.Pack, p.err
+	}
+	p, err := make()
+	if err == nil || errors.Is(err, ErrNotShown) {
+		d.packs[ino] = packing{p, err}
+	}
+	return p, err
+}
+
+// layoutPack lays disks out as a package. Each is laid out anew, since what was
+// copied in may be of a kind that the package's readers do not take.
+func layoutPack(ctx context.Context, m codec.Machine, p codec.Package, disks []*Disk) (*Pack, error) {
+	var list []codec.PackDisk
+	for _, d := range disks {
+		facts := d.facts
+		facts.Name = p.DiskName(m.Name, d.Number) // the image may have been renamed
+		f, err := p.View().Layout(ctx, d.guest, facts)
+		if err != nil {
+			return nil, fmt.Errorf("disk %d as %s: %w", d.Number, p.View().Name(), err)
+		}
+		list = append(list, codec.PackDisk{Number: d.Number, Size: d.Size, Data: d.Data, File: f})
+	}
+	f, err := p.Layout(m, list)
+	if err != nil {
+		return nil, err
+	}
+	n, err := blocks(ctx, f)
+	return &Pack{Disk: f, Kind: p.Name(), Blocks: n, of: disks}, err
 }
 
 // limited is a package that holds at most so many disks.
@@ -72,28 +117,12 @@ func (o *Opener) HiddenPackage(im *catalog.Image, p codec.Package) bool {
 		return true
 	}
 	for _, d := range im.Disks {
-		if !o.isOpen(im, d) {
+		if o.opened(im, d) == nil {
 			return false
 		}
 	}
 	_, err := o.Package(context.Background(), im, p) // remembered or no I/O
 	return errors.Is(err, ErrNotShown)
-}
-
-// isOpen reports whether a disk is open already.
-func (o *Opener) isOpen(im *catalog.Image, d catalog.Disk) bool {
-	o.mu.Lock()
-	p := o.disks[newVersion(im, d)]
-	o.mu.Unlock()
-	if p == nil {
-		return false
-	}
-	select {
-	case <-p.done:
-		return p.err == nil
-	default:
-		return false
-	}
 }
 
 // notPacked makes errors that lie in what a package can hold ErrNotShown.
@@ -102,18 +131,6 @@ func notPacked(err error) error {
 		return fmt.Errorf("%w: %w", ErrNotShown, err)
 	}
 	return err
-}
-
-// packed is the disk as it lies in a package: always laid out anew, since what
-// was copied in may be of a kind that the package's readers do not take.
-func (d *Disk) packed(ctx context.Context, p codec.Package) (codec.Disk, error) {
-	facts := d.facts
-	facts.Name = p.DiskName(d.Image.Name, d.Number)
-	f, err := p.View().Layout(ctx, d.guest, facts)
-	if err != nil {
-		return nil, fmt.Errorf("disk %d as %s: %w", d.Number, p.View().Name(), err)
-	}
-	return f, nil
 }
 
 // blocks counts the blocks of 512 bytes that hold data.
