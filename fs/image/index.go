@@ -15,8 +15,11 @@ import (
 	"imagefs/remote/catalog"
 )
 
-// makeIndex is what an operator does about an index that is missing.
-const makeIndex = "imagefs index STORE IMAGE"
+// What an operator does about an index that is missing, and one that is no good.
+const (
+	makeIndex   = "imagefs index STORE IMAGE"
+	remakeIndex = "imagefs index --again STORE IMAGE"
+)
 
 // streams are those of a disk, read of its index when a view first wants them.
 type streams struct {
@@ -61,10 +64,10 @@ func (s *streams) Streams(ctx context.Context) (*codec.Streams, error) {
 	case err == nil:
 		s.s = got
 	case errors.Is(err, codec.ErrCorrupt), errors.Is(err, codec.ErrFormat):
-		err = codec.NotPossiblef("the index %q is damaged, make it anew: %s: %v", s.index.Key, makeIndex, err)
+		err = codec.NotPossiblef("the index %q is damaged, make it anew: %s: %v", s.index.Key, remakeIndex, err)
 		s.err = err // the bytes of a version do not change
 	case errors.Is(err, fs.ErrNotExist):
-		err = codec.NotPossiblef("the index %q is gone, make it anew: %s", s.index.Key, makeIndex)
+		err = codec.NotPossiblef("the index %q is gone, make it anew: %s", s.index.Key, remakeIndex)
 	}
 	return got, err
 }
