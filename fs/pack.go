@@ -45,18 +45,8 @@ func (t *tree) lookupPack(ctx context.Context, im *catalog.Image, kind codec.Pac
 	return n.child(n), nil
 }
 
-// packKind finds the kind of package that a file name in an image's folder is of.
-func (t *tree) packKind(imageName, file string) codec.Package {
-	for _, p := range t.cfg.Packages {
-		if file == imageName+"."+p.Name() {
-			return p
-		}
-	}
-	return nil
-}
-
-// packKindOf finds a kind of package by its name.
-func (t *tree) packKindOf(name string) codec.Package {
+// packKind finds a kind of package by its name; nil for none.
+func (t *tree) packKind(name string) codec.Package {
 	for _, p := range t.cfg.Packages {
 		if p.Name() == name {
 			return p

@@ -171,7 +171,7 @@ func (t *tree) lookupShort(ctx context.Context, name string) (child, error) {
 		return child{}, err
 	}
 	if target.Package != "" {
-		if kind := t.packKindOf(target.Package); kind != nil {
+		if kind := t.packKind(target.Package); kind != nil {
 			return t.lookupPack(ctx, im, kind)
 		}
 		return child{}, errNoEntry
@@ -244,8 +244,10 @@ func (t *tree) lookupFile(ctx context.Context, name, file string) (child, error)
 		}
 		return t.text("error", name, []byte(msg), im.ModTime), nil
 	}
-	if kind := t.packKind(im.Name, file); kind != nil {
-		return t.lookupPack(ctx, im, kind)
+	if ext, ok := strings.CutPrefix(file, im.Name+"."); ok {
+		if kind := t.packKind(ext); kind != nil {
+			return t.lookupPack(ctx, im, kind)
+		}
 	}
 	stem, ext, ok := strings.Cut(file, ".")
 	number, isDisk := strings.CutPrefix(stem, "disk")
@@ -308,7 +310,7 @@ func (t *tree) listFormats(context.Context) ([]fuse.DirEntry, error) {
 }
 
 func (t *tree) lookupFormat(_ context.Context, name string) (child, error) {
-	if kind := t.packKindOf(name); kind != nil {
+	if kind := t.packKind(name); kind != nil {
 		return t.lookupPackFormat(kind)
 	}
 	v := view(t.opener.Views(), name)

@@ -11,12 +11,10 @@ import (
 	"runtime"
 	"strings"
 
-	"imagefs/cache"
 	"imagefs/codec"
 	"imagefs/codec/all"
 	"imagefs/fs/image"
 	"imagefs/fs/stage"
-	"imagefs/remote"
 	"imagefs/remote/catalog"
 )
 
@@ -32,13 +30,8 @@ func (s *session) checkDisk(ctx context.Context, d catalog.Disk, full bool) erro
 	if d.Object.ETag == "" {
 		return damagef("its object is missing")
 	}
-	obj := &image.Object{Store: s.store, Version: d.Object}
-	var src codec.Source = obj
-	if !remote.IsLocal(s.store) {
-		r := s.cache.Reader(obj, d.Object.Size, cache.ReaderConfig{})
-		defer r.Close()
-		src = r
-	}
+	src, done := s.source(d.Object)
+	defer done()
 	f, disk, err := openDisk(ctx, src, d)
 	if err == nil && full {
 		err = s.checkBytes(ctx, f, src, disk, d)

@@ -143,21 +143,19 @@ func (i *importing) sort(sources []*source) {
 func (i *importing) piece(name string) (stage.PieceFile, bool) {
 	for _, in := range i.pieces {
 		if in.base == name {
-			in.stored = true
+			in.joined = true
 			return stage.PieceFile{File: in.job.File, Size: in.job.Size}, true
 		}
 	}
 	return stage.PieceFile{}, false
 }
 
-// joined is an error if a piece belongs to none of the disks.
-func (i *importing) joined() error {
-	for _, in := range i.pieces {
-		if !in.stored {
-			return fmt.Errorf("import %q: by its name it is a piece of a VMDK, but none of the other sources is a descriptor that names it: import it alone if it is a disk", in.label)
-		}
+// used is an error if a piece belongs to none of the disks.
+func (i *importing) used(_ context.Context, in *input) error {
+	if in.joined {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("by its name it is a piece of a VMDK, but none of the other sources is a descriptor that names it: import it alone if it is a disk")
 }
 
 // sources reads the arguments.
@@ -234,22 +232,12 @@ func (i *importing) all(ctx context.Context) error {
 		i.report.failed(event{Image: i.name}, err)
 		return err
 	}
-	for _, in := range i.pieces {
-		if err := i.fetch(ctx, in); err != nil {
-			err = fmt.Errorf("import %q: %w", in.label, err)
-			i.report.failed(i.event(in), err)
-			return err
-		}
-	}
-	for s, step := range []func(context.Context, *input) error{i.fetch, i.check, i.put} {
-		if s == 2 {
-			if err := i.joined(); err != nil {
-				i.report.failed(event{Image: i.name}, err)
-				return err
-			}
-		}
-		for n, in := range i.inputs {
-			if err := step(ctx, in); err != nil {
+	for _, s := range []struct {
+		step func(context.Context, *input) error
+		of   []*input
+	}{{i.fetch, i.pieces}, {i.fetch, i.inputs}, {i.check, i.inputs}, {i.used, i.pieces}, {i.put, i.inputs}} {
+		for n, in := range s.of {
+			if err := s.step(ctx, in); err != nil {
 				err = fmt.Errorf("import %q: %w", in.label, i.outcome(n, err))
 				i.report.failed(i.event(in), err)
 				return err

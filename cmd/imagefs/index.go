@@ -8,12 +8,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"imagefs/cache"
-	"imagefs/codec"
 	"imagefs/codec/all"
-	"imagefs/fs/image"
 	"imagefs/fs/stage"
-	"imagefs/remote"
 	"imagefs/remote/catalog"
 )
 
@@ -94,13 +90,8 @@ func (s *session) indexDisk(ctx context.Context, im *stage.Importer, name string
 	if err != nil {
 		return 0, err
 	}
-	obj := &image.Object{Store: s.store, Version: d.Object}
-	var src codec.Source = obj
-	if !remote.IsLocal(s.store) {
-		r := s.cache.Reader(obj, d.Object.Size, cache.ReaderConfig{})
-		defer r.Close()
-		src = r
-	}
+	src, done := s.source(d.Object)
+	defer done()
 	img, err := im.Index(ctx, name, d, src, dir)
 	if err != nil {
 		return 0, tmp.explain(err)

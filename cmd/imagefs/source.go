@@ -125,6 +125,7 @@ type input struct {
 	before  fs.FileInfo    // of a file that others may write to; nil for one that was fetched
 	checked *stage.Checked // once it is
 	stored  bool
+	joined  bool // a piece that is part of a disk
 }
 
 // open opens the source, or fetches it into the scratch folder.

@@ -157,6 +157,17 @@ func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize i
 	return s, nil
 }
 
+// source reads an object, through the cache where its bytes are not on this
+// machine. done is to be called after the last read.
+func (s *session) source(o remote.Object) (src codec.Source, done func()) {
+	obj := &image.Object{Store: s.store, Version: o}
+	if remote.IsLocal(s.store) {
+		return obj, func() {}
+	}
+	r := s.cache.Reader(obj, o.Size, cache.ReaderConfig{})
+	return r, r.Close
+}
+
 func (s *session) close() {
 	s.cache.Close()
 	s.closeDisk()

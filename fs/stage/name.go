@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,15 +33,9 @@ type Exts struct {
 
 // All are all extensions, sorted.
 func (x Exts) All() []string {
-	return slices.Sorted(func(yield func(string) bool) {
-		for _, m := range []map[string]string{x.Disks, x.Packages} {
-			for ext := range m {
-				if !yield(ext) {
-					return
-				}
-			}
-		}
-	})
+	exts := slices.AppendSeq(slices.Collect(maps.Keys(x.Disks)), maps.Keys(x.Packages))
+	slices.Sort(exts)
+	return exts
 }
 
 // maxDisks bounds a disk number, as the catalog does for adopted objects.

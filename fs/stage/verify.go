@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 
 	"imagefs/codec"
 	"imagefs/codec/qcow2"
@@ -31,8 +32,15 @@ func readBack(ctx context.Context, encoded *local, src codec.Disk) (*codec.Index
 	if d.Size() < src.Size() || d.Size()-src.Size() >= 512 {
 		return nil, fmt.Errorf("%d bytes of %d", d.Size(), src.Size())
 	}
+	var bufs sync.Pool // of *[]byte, each as large as the blocks
 	x, err := codec.BuildIndex(ctx, d, runtime.GOMAXPROCS(0), func(off int64, block []byte) error {
-		return equal(ctx, src, off, block)
+		buf, _ := bufs.Get().(*[]byte)
+		if buf == nil || len(*buf) < len(block) {
+			b := make([]byte, len(block))
+			buf = &b
+		}
+		defer bufs.Put(buf)
+		return equal(ctx, src, off, block, *buf)
 	})
 	if err == nil {
 		err = comparePlain(ctx, d, src)
@@ -40,9 +48,10 @@ func readBack(ctx context.Context, encoded *local, src codec.Disk) (*codec.Index
 	return x, err
 }
 
-// equal compares the bytes at off of a disk, and the zeros behind its end, with b.
-func equal(ctx context.Context, src codec.Disk, off int64, b []byte) error {
-	buf := make([]byte, min(int64(len(b)), max(src.Size()-off, 0)))
+// equal compares the bytes at off of a disk, and the zeros behind its end, with
+// b. buf has room for as many.
+func equal(ctx context.Context, src codec.Disk, off int64, b, buf []byte) error {
+	buf = buf[:min(int64(len(b)), max(src.Size()-off, 0))]
 	if n, err := src.ReadAt(ctx, buf, off); n < len(buf) {
 		return fmt.Errorf("%d bytes at %d: %w", len(buf), off, unexpected(err))
 	}
@@ -72,9 +81,9 @@ func comparePlain(ctx context.Context, d, src codec.Disk) error {
 				continue
 			}
 			for off, end := x.Off, x.Off+x.Len; off < end; {
-				n := min(block-off%block, end-off)
+				n := min(block-off%block, end-off, decodePiece) // buf has room for two
 				if _, encoded := s.StreamAt(off / block); !encoded {
-					if err := compare(ctx, d, src, off, buf[:n]); err != nil {
+					if err := compare(ctx, d, src, off, buf[:n], buf[decodePiece:]); err != nil {
 						return err
 					}
 				}
@@ -85,10 +94,10 @@ func comparePlain(ctx context.Context, d, src codec.Disk) error {
 	})
 }
 
-// compare compares len(buf) bytes at off of two disks.
-func compare(ctx context.Context, d, src codec.Disk, off int64, buf []byte) error {
+// compare compares len(buf) bytes at off of two disks; more has room for as many.
+func compare(ctx context.Context, d, src codec.Disk, off int64, buf, more []byte) error {
 	if n, err := d.ReadAt(ctx, buf, off); n < len(buf) {
 		return fmt.Errorf("%d bytes at %d: %w", len(buf), off, unexpected(err))
 	}
-	return equal(ctx, src, off, buf)
+	return equal(ctx, src, off, buf, more)
 }
