@@ -1,11 +1,15 @@
 package codectest
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -55,7 +59,9 @@ func OpenHostilePackage(p codec.Package, b []byte) ([]codec.Part, error) {
 	return parts, nil
 }
 
-// DamagePackages damages packages at random and opens them: a sample that is the
+// DamagePackages damages packages at random and opens them: each is refused, or
+// its parts are what the standard library's reader of archives finds under their
+// names, or, where only that refuses, the parts of the undamaged one. It is a sample that is the
 // same in every run, or as many as IMAGEFS_HOSTILE_FLIPS says, others in every
 // run, or those of IMAGEFS_HOSTILE_SEED.
 func DamagePackages(t *testing.T, p codec.Package, good ...[]byte) {
@@ -76,14 +82,27 @@ func DamagePackages(t *testing.T, p codec.Package, good ...[]byte) {
 	}
 	t.Logf("IMAGEFS_HOSTILE_SEED=%d", seed)
 	for i, b := range good {
-		if parts, err := OpenHostilePackage(p, b); err != nil || parts == nil {
+		undamaged, err := OpenHostilePackage(p, b)
+		if err != nil || undamaged == nil {
 			t.Fatalf("package %d, undamaged: %v, or refused", i, err)
 		}
+		if read, err := sameMembers(b, undamaged); !read || err != nil {
+			t.Fatalf("package %d, undamaged: read %v, %v", i, read, err)
+		}
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
-		refused := 0
+		refused, strict := 0, 0
 		for range n {
 			bad, what := damagePackage(r, b)
 			parts, err := OpenHostilePackage(p, bad)
+			if err == nil && parts != nil {
+				var read bool
+				if read, err = sameMembers(bad, parts); !read && err == nil {
+					strict++
+					if !slices.Equal(parts, undamaged) {
+						err = fmt.Errorf("archive/tar refuses it, and the parts are %+v, undamaged %+v", parts, undamaged)
+					}
+				}
+			}
 			if err != nil {
 				t.Errorf("package %d, %s: %v", i, what, err)
 			}
@@ -91,8 +110,35 @@ func DamagePackages(t *testing.T, p codec.Package, good ...[]byte) {
 				refused++
 			}
 		}
-		t.Logf("package %d: %d of %d refused", i, refused, n)
+		t.Logf("package %d: %d of %d refused, %d by archive/tar alone", i, refused, n, strict)
 	}
+}
+
+// sameMembers compares the parts of a package with what the standard library's
+// reader of archives finds under their names. It is not read if that refuses the
+// archive, as it does for a wrong owner, mode or time.
+func sameMembers(b []byte, parts []codec.Part) (read bool, err error) {
+	want := make(map[string][]byte)
+	r := tar.NewReader(bytes.NewReader(b))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return false, nil
+		}
+		if want[path.Clean(h.Name)], err = io.ReadAll(r); err != nil {
+			return false, nil
+		}
+	}
+	for _, x := range parts {
+		w, ok := want[x.Name]
+		if !ok || !bytes.Equal(b[x.Off:x.Off+x.Len], w) {
+			return true, fmt.Errorf("part %+v is not what archive/tar reads (%d bytes, %v)", x, len(w), ok)
+		}
+	}
+	return true, nil
 }
 
 // damagePackage damages a tar archive: a bit, a byte, a word of its texts or a
