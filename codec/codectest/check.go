@@ -215,9 +215,9 @@ func differ(p, q []byte) int {
 	return -1
 }
 
-// checkRandom compares reads at random places with one read of the whole, and
+// CheckRandom compares reads at random places with one read of the whole, and
 // reads over the end.
-func checkRandom(t *testing.T, d codec.Disk) {
+func CheckRandom(t *testing.T, d codec.Disk) {
 	t.Helper()
 	ctx := context.Background()
 	whole, err := ReadAll(d)

@@ -25,7 +25,7 @@ func TestDiskIsOneDiskHoweverItIsRead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			checkRandom(t, d)
+			CheckRandom(t, d)
 			checkExtents(t, d, d.Name)
 			used := 0
 			for _, r := range d.Runs() {

@@ -18,6 +18,59 @@ import (
 	"imagefs/codec"
 )
 
+// PackDisks lays disks out as a package has them inside.
+func PackDisks(t testing.TB, p codec.Package, m codec.Machine, disks ...codec.Disk) (list []codec.PackDisk) {
+	t.Helper()
+	for n, d := range disks {
+		f, err := p.View().Layout(t.Context(), d, codec.Facts{ID: m.ID, Number: n, Name: p.DiskName(m.Name, n), Created: m.Created})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, codec.PackDisk{Number: n, Size: d.Size(), Data: 4096, File: f})
+	}
+	return list
+}
+
+// Pack lays disks out as a package.
+func Pack(t testing.TB, p codec.Package, m codec.Machine, disks ...codec.Disk) *codec.File {
+	t.Helper()
+	f, err := p.Layout(m, PackDisks(t, p, m, disks...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// Member is a file in an archive: a type without a name, whose literals need no
+// names of fields either.
+type Member = struct {
+	Name string
+	Data []byte
+}
+
+// Archive is an archive as the standard library writes it.
+func Archive(t testing.TB, f tar.Format, members ...Member) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, m := range members {
+		h := &tar.Header{Name: m.Name, Size: int64(len(m.Data)), Mode: 0o644, Format: f, ModTime: time.Unix(1600000000, 0)}
+		if f == tar.FormatPAX {
+			h.PAXRecords = map[string]string{"comment": "x"}
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(m.Data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // OpenHostilePackage opens bytes of any origin as a package. The error is nil
 // for a clean refusal, and for a machine within its bounds with parts that lie
 // inside the file, apart from one another. Memory and reads are bounded.

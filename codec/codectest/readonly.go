@@ -38,7 +38,7 @@ func (ro *readOnly) read(t *testing.T) {
 		t.Errorf("other bytes, or %v", err)
 	}
 	checkExtents(t, d, "the disk")
-	checkRandom(t, d)
+	CheckRandom(t, d)
 	head, tail, err := codec.Ends(t.Context(), Bytes(ro.image))
 	if err != nil {
 		t.Fatal(err)

@@ -71,7 +71,7 @@ func Reframe(t *testing.T, v codec.View, open codec.Format, o *Offered) *codec.F
 		t.Errorf("opened disk has %d bytes, want %d", got.Size(), want)
 	}
 	sameDisk(t, got, o.Disk)
-	checkRandom(t, f)
+	CheckRandom(t, f)
 	return f
 }
 

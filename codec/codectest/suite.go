@@ -181,10 +181,10 @@ func (s *suite) roundTrip(t *testing.T) {
 				s.checkBlocks(t, got, d)
 			}
 			if f.Size() <= 16*mib {
-				checkRandom(t, f)
+				CheckRandom(t, f)
 			}
 			if got.Size() <= 16*mib { // a small file may hold a large disk
-				checkRandom(t, got)
+				CheckRandom(t, got)
 			}
 		})
 	}

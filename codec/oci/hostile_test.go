@@ -16,9 +16,9 @@ func samples(t testing.TB) [][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	long := member{strings.Repeat("long-", 25), []byte("KDMV")}
-	meta := member{metadataName, []byte(`{"version":2,"x":[1,{"y":"\u00e9"}],"operatingSystem":"A","additionalMetadata":{"shapeCompatibilities":[{"internalShapeName":"VM.Standard.A1.Flex"}]}}`)}
-	return [][]byte{ours, archive(t, tar.FormatGNU, long, meta), archive(t, tar.FormatPAX, meta, long)}
+	long := codectest.Member{strings.Repeat("long-", 25), []byte("KDMV")}
+	meta := codectest.Member{metadataName, []byte(`{"version":2,"x":[1,{"y":"\u00e9"}],"operatingSystem":"A","additionalMetadata":{"shapeCompatibilities":[{"internalShapeName":"VM.Standard.A1.Flex"}]}}`)}
+	return [][]byte{ours, codectest.Archive(t, tar.FormatGNU, long, meta), codectest.Archive(t, tar.FormatPAX, meta, long)}
 }
 
 // TestDamagedPackages: whatever is wrong with a file, it is refused or its disk

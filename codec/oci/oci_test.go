@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -27,22 +26,9 @@ func full() codec.Machine {
 	return codec.Machine{Created: time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC), Firmware: "uefi", OS: "Oracle <Linux>\u2028", OSVersion: "9.4", Arch: "x86_64"}
 }
 
-func packed(t testing.TB, d codec.Disk) []codec.PackDisk {
-	t.Helper()
-	f, err := qcow2.Format.Layout(context.Background(), d, codec.Facts{Name: Package.DiskName("a", 0)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []codec.PackDisk{{Size: d.Size(), File: f}}
-}
-
 func layout(t testing.TB, m codec.Machine, d codec.Disk) *codec.File {
 	t.Helper()
-	f, err := Package.Layout(m, packed(t, d))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f
+	return codectest.Pack(t, Package, m, d)
 }
 
 // TestLayout: sizes are exact, no byte of the disk is read, any range is the same
@@ -54,22 +40,11 @@ func TestLayout(t *testing.T) {
 		t.Errorf("the layout read %d times", d.Reads())
 	}
 	m := full()
-	want := 512 + codec.Up(int64(len(metadata(&m))), 512) + 512 + codec.Up(packed(t, d)[0].File.Size(), 512) + 1024
+	want := 512 + codec.Up(int64(len(metadata(&m))), 512) + 512 + codec.Up(codectest.PackDisks(t, Package, m, d)[0].File.Size(), 512) + 1024
 	if want = codec.Up(want, 10240); f.Size() != want {
 		t.Errorf("%d bytes, want %d", f.Size(), want)
 	}
-	all, err := codectest.ReadAll(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := rand.New(rand.NewPCG(1, 1))
-	for range 300 {
-		off := r.Int64N(f.Size())
-		p := make([]byte, min(r.Int64N(100_000), f.Size()-off))
-		if n, err := f.ReadAt(context.Background(), p, off); n < len(p) || !bytes.Equal(p, all[off:off+int64(n)]) {
-			t.Fatalf("read of %d at %#x: %d, %v, or other bytes", len(p), off, n, err)
-		}
-	}
+	codectest.CheckRandom(t, f)
 	for what, c := range map[string]struct {
 		f    *codec.File
 		want string
@@ -163,7 +138,7 @@ func TestMetadata(t *testing.T) {
 
 // TestNotPossible: one disk, and a sound machine.
 func TestNotPossible(t *testing.T) {
-	one := packed(t, codectest.Empty(512))
+	one := codectest.PackDisks(t, Package, codec.Machine{}, codectest.Empty(512))
 	for _, disks := range [][]codec.PackDisk{nil, {one[0], one[0]}} {
 		if _, err := Package.Layout(full(), disks); !errors.Is(err, codec.ErrNotPossible) || !strings.Contains(err.Error(), fmt.Sprint(len(disks), " disks")) {
 			t.Errorf("%d disks: %v", len(disks), err)
@@ -201,30 +176,8 @@ func TestTools(t *testing.T) {
 	}
 }
 
-type member struct {
-	name string
-	b    []byte
-}
-
-// archive is written by the standard library.
-func archive(t testing.TB, f tar.Format, members ...member) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, m := range members {
-		if err := w.WriteHeader(&tar.Header{Name: m.name, Size: int64(len(m.b)), Mode: 0o644, Format: f}); err != nil {
-			t.Fatal(err)
-		}
-		w.Write(m.b)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
 func disk(t testing.TB) []byte {
-	b, err := codectest.ReadAll(packed(t, codectest.Full(512, 1))[0].File)
+	b, err := codectest.ReadAll(codectest.PackDisks(t, Package, codec.Machine{}, codectest.Full(512, 1))[0].File)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +189,7 @@ func TestOtherWriters(t *testing.T) {
 	const meta = "{\n  \"version\": 2,\n  \"externalLaunchOptions\": {\"firmware\": \"UEFI_64\"},\n \"operatingSystem\": \"Talos\", \"imageCapabilityData\": {\"capabilities\": {}}," +
 		" \"additionalMetadata\": {\"shapeCompatibilities\": [{\"internalShapeName\": \"VM.Standard.A1.Flex\"}]}}\n"
 	for _, f := range []tar.Format{tar.FormatGNU, tar.FormatPAX, tar.FormatUSTAR} {
-		b := archive(t, f, member{"oracle-arm64.qcow2", disk(t)}, member{metadataName, []byte(meta)})
+		b := codectest.Archive(t, f, codectest.Member{"oracle-arm64.qcow2", disk(t)}, codectest.Member{metadataName, []byte(meta)})
 		m, parts, err := Package.Open(context.Background(), codectest.Bytes(b))
 		if err != nil {
 			t.Fatal(err)
@@ -249,13 +202,13 @@ func TestOtherWriters(t *testing.T) {
 
 // TestRefused: what is no such file, or is damaged.
 func TestRefused(t *testing.T) {
-	d := member{"output.QCOW2", disk(t)}
-	meta := func(text string) member { return member{metadataName, []byte(text)} }
+	d := codectest.Member{"output.QCOW2", disk(t)}
+	meta := func(text string) codectest.Member { return codectest.Member{metadataName, []byte(text)} }
 	var z bytes.Buffer
 	w := gzip.NewWriter(&z)
-	w.Write(archive(t, tar.FormatGNU, meta(least), d))
+	w.Write(codectest.Archive(t, tar.FormatGNU, meta(least), d))
 	w.Close()
-	good := archive(t, tar.FormatGNU, meta(least), d)
+	good := codectest.Archive(t, tar.FormatGNU, meta(least), d)
 	for what, c := range map[string]struct {
 		b    []byte
 		want error
@@ -264,21 +217,21 @@ func TestRefused(t *testing.T) {
 		"gzip":          {z.Bytes(), codec.ErrUnsupported, "unpack the gzip first"},
 		"no tar":        {make([]byte, 5000), codec.ErrFormat, "no tar"},
 		"nothing":       {nil, codec.ErrFormat, "no tar"},
-		"no metadata":   {archive(t, tar.FormatGNU, d), codec.ErrFormat, "without image_metadata.json"},
-		"no disk":       {archive(t, tar.FormatGNU, meta(least)), codec.ErrUnsupported, "1 members"},
-		"two disks":     {archive(t, tar.FormatGNU, meta(least), d, member{"b", d.b}), codec.ErrUnsupported, "3 members"},
-		"raw disk":      {archive(t, tar.FormatGNU, meta(least), member{"b", make([]byte, 5000)}), codec.ErrUnsupported, "no qcow2 or vmdk"},
-		"other disk":    {archive(t, tar.FormatGNU, meta(least), member{"b", []byte("vhdxfile")}), codec.ErrUnsupported, "vhdx"},
-		"large JSON":    {archive(t, tar.FormatGNU, meta(least+strings.Repeat(" ", mib)), d), codec.ErrUnsupported, "longest"},
-		"much to keep":  {archive(t, tar.FormatGNU, meta(`{"a":"`+strings.Repeat("b", 300<<10)+`"}`), d), codec.ErrUnsupported, "longest"},
-		"no JSON":       {archive(t, tar.FormatGNU, meta("{"), d), codec.ErrCorrupt, "JSON at byte 1"},
-		"no object":     {archive(t, tar.FormatGNU, meta("[]"), d), codec.ErrCorrupt, "no JSON object"},
-		"more JSON":     {archive(t, tar.FormatGNU, meta("{}{}"), d), codec.ErrCorrupt, "behind its end"},
-		"twice":         {archive(t, tar.FormatGNU, meta(`{"a":1,"a":2}`), d), codec.ErrCorrupt, "twice"},
-		"number as key": {archive(t, tar.FormatGNU, meta(`{1:2}`), d), codec.ErrCorrupt, "JSON"},
-		"no UTF-8":      {archive(t, tar.FormatGNU, meta("{\"a\":\"\xff\"}"), d), codec.ErrCorrupt, "UTF-8"},
-		"deep":          {archive(t, tar.FormatGNU, meta(`{"a":`+strings.Repeat("[", 100)+strings.Repeat("]", 100)+"}"), d), codec.ErrUnsupported, "deeper"},
-		"control":       {archive(t, tar.FormatGNU, meta(`{"operatingSystem":"a\u0000"}`), d), codec.ErrCorrupt, "control character"},
+		"no metadata":   {codectest.Archive(t, tar.FormatGNU, d), codec.ErrFormat, "without image_metadata.json"},
+		"no disk":       {codectest.Archive(t, tar.FormatGNU, meta(least)), codec.ErrUnsupported, "1 members"},
+		"two disks":     {codectest.Archive(t, tar.FormatGNU, meta(least), d, codectest.Member{"b", d.Data}), codec.ErrUnsupported, "3 members"},
+		"raw disk":      {codectest.Archive(t, tar.FormatGNU, meta(least), codectest.Member{"b", make([]byte, 5000)}), codec.ErrUnsupported, "no qcow2 or vmdk"},
+		"other disk":    {codectest.Archive(t, tar.FormatGNU, meta(least), codectest.Member{"b", []byte("vhdxfile")}), codec.ErrUnsupported, "vhdx"},
+		"large JSON":    {codectest.Archive(t, tar.FormatGNU, meta(least+strings.Repeat(" ", mib)), d), codec.ErrUnsupported, "longest"},
+		"much to keep":  {codectest.Archive(t, tar.FormatGNU, meta(`{"a":"`+strings.Repeat("b", 300<<10)+`"}`), d), codec.ErrUnsupported, "longest"},
+		"no JSON":       {codectest.Archive(t, tar.FormatGNU, meta("{"), d), codec.ErrCorrupt, "JSON at byte 1"},
+		"no object":     {codectest.Archive(t, tar.FormatGNU, meta("[]"), d), codec.ErrCorrupt, "no JSON object"},
+		"more JSON":     {codectest.Archive(t, tar.FormatGNU, meta("{}{}"), d), codec.ErrCorrupt, "behind its end"},
+		"twice":         {codectest.Archive(t, tar.FormatGNU, meta(`{"a":1,"a":2}`), d), codec.ErrCorrupt, "twice"},
+		"number as key": {codectest.Archive(t, tar.FormatGNU, meta(`{1:2}`), d), codec.ErrCorrupt, "JSON"},
+		"no UTF-8":      {codectest.Archive(t, tar.FormatGNU, meta("{\"a\":\"\xff\"}"), d), codec.ErrCorrupt, "UTF-8"},
+		"deep":          {codectest.Archive(t, tar.FormatGNU, meta(`{"a":`+strings.Repeat("[", 100)+strings.Repeat("]", 100)+"}"), d), codec.ErrUnsupported, "deeper"},
+		"control":       {codectest.Archive(t, tar.FormatGNU, meta(`{"operatingSystem":"a\u0000"}`), d), codec.ErrCorrupt, "control character"},
 		"truncated":     {good[:len(good)-2000], codec.ErrCorrupt, "past the end"},
 	} {
 		_, _, err := Package.Open(context.Background(), codectest.Bytes(c.b))

@@ -16,14 +16,14 @@ func samples(t testing.TB) [][]byte {
 		t.Fatal(err)
 	}
 	d := vmdkOf(t, 1)
-	vb := []member{{"box.ovf", []byte(virtualBox)}, {"box-disk001.vmdk", d}, {"box-disk002.vmdk", d}}
+	vb := []codectest.Member{{"box.ovf", []byte(virtualBox)}, {"box-disk001.vmdk", d}, {"box-disk002.vmdk", d}}
 	long := strings.Repeat("long-", 25) + ".vmdk"
-	plain := []member{{"v.ovf", []byte(strings.Replace(plainOVF, "d.vmdk", long, 1))}, {long, d}}
+	plain := []codectest.Member{{"v.ovf", []byte(strings.Replace(plainOVF, "d.vmdk", long, 1))}, {long, d}}
 	return [][]byte{
 		ours,
-		tarOf(t, tar.FormatUSTAR, append(vb, member{"box.mf", manifest("SHA256 (%s) = %x\n", vb...)})...),
-		tarOf(t, tar.FormatPAX, plain...),
-		tarOf(t, tar.FormatGNU, plain...),
+		codectest.Archive(t, tar.FormatUSTAR, append(vb, codectest.Member{"box.mf", manifest("SHA256 (%s) = %x\n", vb...)})...),
+		codectest.Archive(t, tar.FormatPAX, plain...),
+		codectest.Archive(t, tar.FormatGNU, plain...),
 	}
 }
 
@@ -34,9 +34,9 @@ func TestDamagedPackages(t *testing.T) { codectest.DamagePackages(t, Package, sa
 // FuzzOpen opens bytes of any origin.
 func FuzzOpen(f *testing.F) {
 	// Small ones: a fuzzer changes bytes that matter.
-	small := []member{{"v.ovf", []byte(plainOVF)}, {"d.vmdk", []byte("KDMV")}}
+	small := []codectest.Member{{"v.ovf", []byte(plainOVF)}, {"d.vmdk", []byte("KDMV")}}
 	for _, format := range []tar.Format{tar.FormatUSTAR, tar.FormatPAX} {
-		f.Add(tarOf(f, format, append(small, member{"v.mf", manifest("SHA1(%s)= %x\n", small...)})...))
+		f.Add(codectest.Archive(f, format, append(small, codectest.Member{"v.mf", manifest("SHA1(%s)= %x\n", small...)})...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := codectest.OpenHostilePackage(Package, b); err != nil {

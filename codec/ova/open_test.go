@@ -18,36 +18,10 @@ import (
 	"imagefs/codec/codectest"
 )
 
-type member struct {
-	name string
-	b    []byte
-}
-
-// tarOf is an archive as written by the standard library.
-func tarOf(t testing.TB, f tar.Format, members ...member) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, m := range members {
-		h := &tar.Header{Name: m.name, Size: int64(len(m.b)), Mode: 0o644, Format: f, ModTime: time.Unix(1600000000, 0)}
-		if f == tar.FormatPAX {
-			h.PAXRecords = map[string]string{"comment": "x"}
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		w.Write(m.b)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
 // vmdkOf is a small disk, other for every seed.
 func vmdkOf(t testing.TB, seed uint64) []byte {
 	t.Helper()
-	b, err := codectest.ReadAll(packed(t, full(), codectest.Full(512, seed))[0].File)
+	b, err := codectest.ReadAll(codectest.PackDisks(t, Package, full(), codectest.Full(512, seed))[0].File)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,16 +116,16 @@ second</Annotation></AnnotationSection>
 </Envelope>
 `
 
-func manifest(format string, members ...member) []byte {
+func manifest(format string, members ...codectest.Member) []byte {
 	var b strings.Builder
 	for _, m := range members {
 		switch {
 		case strings.HasPrefix(format, "SHA1"):
-			fmt.Fprintf(&b, format, m.name, sha1.Sum(m.b))
+			fmt.Fprintf(&b, format, m.Name, sha1.Sum(m.Data))
 		case strings.HasPrefix(format, "SHA512"):
-			fmt.Fprintf(&b, format, m.name, sha512.Sum512(m.b))
+			fmt.Fprintf(&b, format, m.Name, sha512.Sum512(m.Data))
 		default:
-			fmt.Fprintf(&b, format, m.name, sha256.Sum256(m.b))
+			fmt.Fprintf(&b, format, m.Name, sha256.Sum256(m.Data))
 		}
 	}
 	return []byte(b.String())
@@ -161,8 +135,8 @@ func manifest(format string, members ...member) []byte {
 // and any dialect.
 func TestOtherWriters(t *testing.T) {
 	d1, d2 := vmdkOf(t, 1), vmdkOf(t, 2)
-	vb := []member{{"box.ovf", []byte(virtualBox)}, {"box-disk001.vmdk", d1}, {"box-disk002.vmdk", d2}}
-	vm := []member{{"my vm.ovf", []byte(strings.Replace(vmware, "SIZE", fmt.Sprint(len(d1)), 1))}, {"my vm-disk1.vmdk", d1}, {"my vm-file1.nvram", []byte("nvr\n")}}
+	vb := []codectest.Member{{"box.ovf", []byte(virtualBox)}, {"box-disk001.vmdk", d1}, {"box-disk002.vmdk", d2}}
+	vm := []codectest.Member{{"my vm.ovf", []byte(strings.Replace(vmware, "SIZE", fmt.Sprint(len(d1)), 1))}, {"my vm-disk1.vmdk", d1}, {"my vm-file1.nvram", []byte("nvr\n")}}
 	box := codec.Machine{
 		Name: "box", CPUs: 2, MemoryMiB: 2048, Firmware: "uefi", OS: "Ubuntu_64", Arch: "x86_64", Created: time.Unix(1600000000, 0).UTC(),
 		Extra: map[string]string{"ova.os_id": "94"},
@@ -173,17 +147,17 @@ func TestOtherWriters(t *testing.T) {
 	}
 	for what, c := range map[string]struct {
 		format  tar.Format
-		members []member
+		members []codectest.Member
 		want    codec.Machine
 		names   string
 	}{
-		"VirtualBox":                {tar.FormatUSTAR, append(vb[:3:3], member{"box.mf", manifest("SHA1 (%s) = %x\n", vb...)}), box, "box-disk002.vmdk box-disk001.vmdk"},
-		"VirtualBox, manifest last": {tar.FormatGNU, append(vb[:3:3], member{"box.mf", manifest("SHA256 (%s) = %X\r\n", vb...)}), box, "box-disk002.vmdk box-disk001.vmdk"},
-		"VirtualBox, no manifest":   {tar.FormatPAX, []member{vb[2], vb[0], vb[1]}, box, "box-disk002.vmdk box-disk001.vmdk"},
-		"ovftool":                   {tar.FormatUSTAR, append([]member{vm[0], {"my vm.mf", manifest("SHA256(%s)= %x\n", vm...)}, {"my vm.cert", []byte("c")}}, vm[1:]...), my, "my vm-disk1.vmdk"},
-		"ovftool, SHA-512":          {tar.FormatPAX, append([]member{{"my vm.mf", manifest("SHA512(%s)= %x\n", vm...)}}, vm...), my, "my vm-disk1.vmdk"},
+		"VirtualBox":                {tar.FormatUSTAR, append(vb[:3:3], codectest.Member{"box.mf", manifest("SHA1 (%s) = %x\n", vb...)}), box, "box-disk002.vmdk box-disk001.vmdk"},
+		"VirtualBox, manifest last": {tar.FormatGNU, append(vb[:3:3], codectest.Member{"box.mf", manifest("SHA256 (%s) = %X\r\n", vb...)}), box, "box-disk002.vmdk box-disk001.vmdk"},
+		"VirtualBox, no manifest":   {tar.FormatPAX, []codectest.Member{vb[2], vb[0], vb[1]}, box, "box-disk002.vmdk box-disk001.vmdk"},
+		"ovftool":                   {tar.FormatUSTAR, append([]codectest.Member{vm[0], {"my vm.mf", manifest("SHA256(%s)= %x\n", vm...)}, {"my vm.cert", []byte("c")}}, vm[1:]...), my, "my vm-disk1.vmdk"},
+		"ovftool, SHA-512":          {tar.FormatPAX, append([]codectest.Member{{"my vm.mf", manifest("SHA512(%s)= %x\n", vm...)}}, vm...), my, "my vm-disk1.vmdk"},
 	} {
-		src := codectest.Bytes(tarOf(t, c.format, c.members...))
+		src := codectest.Bytes(codectest.Archive(t, c.format, c.members...))
 		m, parts, err := Package.Open(context.Background(), src)
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
@@ -219,17 +193,19 @@ const plainOVF = `<Envelope xmlns="` + nsOVF + `" xmlns:ovf="` + nsOVF + `" xmln
 
 // TestRefused: descriptors and archives that say too much, or too little.
 func TestRefused(t *testing.T) {
-	d := member{"d.vmdk", vmdkOf(t, 1)}
+	d := codectest.Member{"d.vmdk", vmdkOf(t, 1)}
 	ovf := func(pairs ...string) []byte {
 		text := strings.NewReplacer(pairs...).Replace(plainOVF)
 		if len(pairs) > 0 && text == plainOVF {
 			t.Fatalf("%q changes nothing", pairs)
 		}
-		return tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(text)}, d)
+		return codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(text)}, d)
 	}
-	whole := func(text string) []byte { return tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(text)}, d) }
+	whole := func(text string) []byte {
+		return codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(text)}, d)
+	}
 	mf := func(text string) []byte {
-		return tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(plainOVF)}, d, member{"v.mf", []byte(text)})
+		return codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(plainOVF)}, d, codectest.Member{"v.mf", []byte(text)})
 	}
 	if _, _, err := Package.Open(context.Background(), codectest.Bytes(ovf())); err != nil {
 		t.Fatal(err)
@@ -244,13 +220,13 @@ func TestRefused(t *testing.T) {
 	}{
 		"no tar":              {make([]byte, 4000), codec.ErrFormat, "no tar"},
 		"nothing":             {nil, codec.ErrFormat, "no tar"},
-		"no descriptor":       {tarOf(t, tar.FormatUSTAR, d), codec.ErrFormat, "without an .ovf"},
-		"two descriptors":     {tarOf(t, tar.FormatUSTAR, d, member{"a.ovf", nil}, member{"b.OVF", nil}), codec.ErrUnsupported, "two members"},
-		"two manifests":       {tarOf(t, tar.FormatUSTAR, d, member{"a.mf", nil}, member{"b.mf", nil}), codec.ErrUnsupported, "two members"},
+		"no descriptor":       {codectest.Archive(t, tar.FormatUSTAR, d), codec.ErrFormat, "without an .ovf"},
+		"two descriptors":     {codectest.Archive(t, tar.FormatUSTAR, d, codectest.Member{"a.ovf", nil}, codectest.Member{"b.OVF", nil}), codec.ErrUnsupported, "two members"},
+		"two manifests":       {codectest.Archive(t, tar.FormatUSTAR, d, codectest.Member{"a.mf", nil}, codectest.Member{"b.mf", nil}), codec.ErrUnsupported, "two members"},
 		"large descriptor":    {whole(plainOVF + strings.Repeat(" ", mib)), codec.ErrUnsupported, "longest"},
 		"truncated":           {good[:len(good)-2000], codec.ErrCorrupt, "past the end of the file"},
-		"extra member":        {tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(plainOVF)}, d, member{"x.vmdk", d.b}), codec.ErrCorrupt, `"x.vmdk" is not named`},
-		"missing member":      {tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(plainOVF)}), codec.ErrCorrupt, `"d.vmdk", which is no member`},
+		"extra member":        {codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(plainOVF)}, d, codectest.Member{"x.vmdk", d.Data}), codec.ErrCorrupt, `"x.vmdk" is not named`},
+		"missing member":      {codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(plainOVF)}), codec.ErrCorrupt, `"d.vmdk", which is no member`},
 		"path":                {ovf(`href="d.vmdk"`, `href="../d.vmdk"`), codec.ErrCorrupt, "no member"},
 		"url":                 {ovf(`href="d.vmdk"`, `href="http://x/d.vmdk"`), codec.ErrCorrupt, "no member"},
 		"itself":              {ovf(`href="d.vmdk"`, `href="v.ovf"`), codec.ErrCorrupt, "twice, or as a file"},
@@ -298,8 +274,8 @@ func TestRefused(t *testing.T) {
 		"not UTF-8":           {ovf(`ovf:id="v"`, "ovf:id=\"\xff\""), codec.ErrCorrupt, "UTF-8"},
 		"control":             {ovf(`ovf:id="v"`, `ovf:id="a&#x7f;"`), codec.ErrCorrupt, "control character"},
 		"long name":           {ovf(`ovf:id="v"`, `ovf:id="`+strings.Repeat("a", 2000)+`"`), codec.ErrUnsupported, "longest"},
-		"raw disk":            {tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(plainOVF)}, member{"d.vmdk", make([]byte, 2048)}), codec.ErrUnsupported, "no known signature"},
-		"polyglot":            {tarOf(t, tar.FormatUSTAR, member{"v.ovf", []byte(plainOVF)}, member{"d.vmdk", append(bytes.Clone(d.b), append([]byte("conectix"), make([]byte, 504)...)...)}), codec.ErrUnsupported, "and"},
+		"raw disk":            {codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(plainOVF)}, codectest.Member{"d.vmdk", make([]byte, 2048)}), codec.ErrUnsupported, "no known signature"},
+		"polyglot":            {codectest.Archive(t, tar.FormatUSTAR, codectest.Member{"v.ovf", []byte(plainOVF)}, codectest.Member{"d.vmdk", append(bytes.Clone(d.Data), append([]byte("conectix"), make([]byte, 504)...)...)}), codec.ErrUnsupported, "and"},
 		"manifest line":       {mf("SHA256(v.ovf) 00\n"), codec.ErrCorrupt, "no digest"},
 		"manifest digest":     {mf("MD5(v.ovf)= 00\n"), codec.ErrUnsupported, "unknown digest"},
 		"manifest length":     {mf("SHA256(v.ovf)= 00\n"), codec.ErrCorrupt, "digits"},
@@ -324,8 +300,8 @@ func manyAttrs(n int) string {
 // TestVerify: a wrong digest, a failing store, a cancelled context.
 func TestVerify(t *testing.T) {
 	v := Package.(codec.Digested)
-	members := []member{{"v.ovf", []byte(plainOVF)}, {"d.vmdk", vmdkOf(t, 1)}}
-	b := tarOf(t, tar.FormatUSTAR, append(members, member{"v.mf", manifest("SHA256(%s)= %x\n", members...)})...)
+	members := []codectest.Member{{"v.ovf", []byte(plainOVF)}, {"d.vmdk", vmdkOf(t, 1)}}
+	b := codectest.Archive(t, tar.FormatUSTAR, append(members, codectest.Member{"v.mf", manifest("SHA256(%s)= %x\n", members...)})...)
 	if err := v.Verify(context.Background(), codectest.Bytes(b)); err != nil {
 		t.Error(err)
 	}
@@ -334,7 +310,7 @@ func TestVerify(t *testing.T) {
 	if err := v.Verify(context.Background(), bad); !errors.Is(err, codec.ErrCorrupt) || !strings.Contains(err.Error(), `SHA256 of "d.vmdk"`) {
 		t.Errorf("a flipped bit: %v", err)
 	}
-	if err := v.Verify(context.Background(), codectest.Bytes(tarOf(t, tar.FormatUSTAR, members...))); err != nil {
+	if err := v.Verify(context.Background(), codectest.Bytes(codectest.Archive(t, tar.FormatUSTAR, members...))); err != nil {
 		t.Errorf("no manifest: %v", err)
 	}
 	src := codectest.Bounded(codectest.Bytes(b), 1<<40, 1<<40)

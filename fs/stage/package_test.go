@@ -25,23 +25,10 @@ func kindOf(name string) codec.Package {
 	return all.Packages[slices.IndexFunc(all.Packages, func(p codec.Package) bool { return p.Name() == name })]
 }
 
-// pack lays disks out as a package.
+// pack is a package of disks, as bytes.
 func pack(t *testing.T, p codec.Package, m codec.Machine, disks ...codec.Disk) []byte {
 	t.Helper()
-	var list []codec.PackDisk
-	for n, d := range disks {
-		facts := codec.Facts{Number: n, Name: p.DiskName(m.Name, n)}
-		f, err := p.View().Layout(t.Context(), d, facts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list = append(list, codec.PackDisk{Number: n, Size: d.Size(), Data: d.Size(), File: f})
-	}
-	f, err := p.Layout(m, list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := codectest.ReadAll(f)
+	b, err := codectest.ReadAll(codectest.Pack(t, p, m, disks...))
 	if err != nil {
 		t.Fatal(err)
 	}
