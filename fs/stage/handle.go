@@ -140,8 +140,8 @@ func (h *Handle) Release() {
 	f.handles--
 	if h.writable {
 		f.writers--
+		f.startQuiet() // but never for having been looked at
 	}
-	f.startQuiet()
 	if f.handles == 0 && !f.tidying && (f.gone || f.removed || f.untouched() && !f.s.shown(f)) {
 		f.discard()
 	}

@@ -258,3 +258,31 @@ func TestSpoolSurvives(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who looks at a file that a dead process left does not say that it is whole.
+func TestReadingWhatIsUnfinishedCommitsNothing(t *testing.T) {
+	e := newEnv(t, mem.New())
+	b := image(t, "qcow2", codectest.Scattered(4<<20, 10, 1))
+	fill(t, e.create("vm", "disk0.qcow2"), b)
+	if err := e.spool.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	e.open(func(c *stage.Config) { c.Quiet = time.Hour })
+	f := e.spool.Lookup("vm", "disk0.qcow2", 0)
+	if f == nil {
+		t.Fatal("it is gone")
+	}
+	h := e.reopen(f, os.O_RDONLY)
+	got := make([]byte, len(b))
+	if _, err := h.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("read: %v", err)
+	}
+	h.Release()
+	if err := e.spool.CommitQuiet(t.Context(), "vm"); err != nil || e.cat.Has("vm") {
+		t.Errorf("after it was read: %v, committed: %v", err, e.cat.Has("vm"))
+	}
+	e.reopen(f, os.O_RDWR).Release()
+	if err := e.spool.CommitQuiet(t.Context(), "vm"); err != nil || !e.cat.Has("vm") {
+		t.Errorf("after it was open for writing: %v, committed: %v", err, e.cat.Has("vm"))
+	}
+}
