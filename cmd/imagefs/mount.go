@@ -36,6 +36,7 @@ type mountFlags struct {
 	umask      octal
 	options    []string
 	logFile    string
+	pprof      string
 	verbose    bool
 }
 
@@ -61,6 +62,7 @@ Example: imagefs mount ./store /mnt/imagefs
 		set.Var(&f.umask, "umask", "permission bits to take away, octal")
 		set.StringArrayVarP(&f.options, "options", "o", nil, "options as mount(8) passes them, comma separated")
 		set.StringVar(&f.logFile, "log-file", "", "file to log to in the background (default: .imagefs/errors only)")
+		set.StringVar(&f.pprof, "pprof", "", "address of this host to serve the daemon's profiles at, such as 127.0.0.1:6060")
 		set.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
 		f.disk.add(set)
 		f.spool.add(set)
@@ -110,6 +112,14 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	if f.pprof != "" {
+		p, err := serveProfiles(f.pprof, log)
+		if err != nil {
+			return err
+		}
+		defer p.close()
+		f.pprof = p.addr
+	}
 	s, err := start(ctx, &f.store, storeName, f.formats, int64(f.cacheSize))
 	if err != nil {
 		return err
@@ -244,11 +254,12 @@ func (f *mountFlags) settings(s *session, mountpoint string) any {
 		Umask      string   `json:"umask"`
 		Mode       string   `json:"mode"`
 		Spool      string   `json:"spool,omitempty"`
+		Pprof      string   `json:"pprof,omitempty"`
 		PID        int      `json:"pid"`
 	}{
 		s.store.name, mountpoint, shown, int64(f.cacheSize), diskDir, diskSize, f.refresh.String(), f.store.timeout.String(),
 		f.allowOther, f.uid, f.gid, f.umask.String(),
-		mode, spool, os.Getpid(),
+		mode, spool, f.pprof, os.Getpid(),
 	}
 }
 
