@@ -100,10 +100,10 @@ func (s *Observed) Put(ctx context.Context, key string, r io.Reader, size int64,
 }
 
 // List implements [Store].
-func (s *Observed) List(ctx context.Context, folder string) iter.Seq2[Object, error] {
+func (s *Observed) List(ctx context.Context, prefix string) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		s.lists.Add(1)
-		for o, err := range s.Store.List(ctx, folder) {
+		for o, err := range s.Store.List(ctx, prefix) {
 			s.failed(err)
 			if !yield(o, err) {
 				return

@@ -71,10 +71,12 @@ type Store interface {
 	// returns the version written. A failed Put leaves no trace.
 	Put(ctx context.Context, key string, r io.Reader, size int64, c Cond) (Object, error)
 
-	// List yields the objects that lie directly in folder ("" or a path
-	// that ends in "/"), in byte order of their keys. It does not descend.
-	// After an error it yields nothing more.
-	List(ctx context.Context, folder string) iter.Seq2[Object, error]
+	// List yields the objects whose keys begin with prefix and have no "/"
+	// after it, in byte order of their keys: those directly in a folder,
+	// for a prefix that is "" or ends in "/", or of them those whose names
+	// begin in one way. It does not descend. After an error it yields
+	// nothing more.
+	List(ctx context.Context, prefix string) iter.Seq2[Object, error]
 
 	// Delete removes key. Removing what is not there is no error.
 	Delete(ctx context.Context, key string) error
@@ -83,6 +85,14 @@ type Store interface {
 // maxSegment keeps keys valid on every server tried: some refuse path
 // segments that no local file name could hold.
 const maxSegment = 200
+
+// CheckPrefix reports why no allowed key begins with prefix, or nil.
+func CheckPrefix(prefix string) error {
+	if err := CheckKey(prefix + "x"); err != nil {
+		return fmt.Errorf("prefix %q: %w", prefix, err)
+	}
+	return nil
+}
 
 // CheckKey reports why key is not allowed, or nil. Allowed are non-empty
 // UTF-8 keys of at most 1,024 bytes whose "/"-separated segments are 1 to 200

@@ -106,20 +106,21 @@ func (s *Store) stat(key string) (remote.Object, error) {
 	return object(key, fi), nil
 }
 
-// List yields the regular files directly in folder, in byte order. A folder
-// that does not exist is empty.
-func (s *Store) List(ctx context.Context, folder string) iter.Seq2[remote.Object, error] {
+// List yields the regular files whose keys begin with prefix and have no "/"
+// after it, in byte order. A folder that does not exist is empty.
+func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[remote.Object, error] {
 	return func(yield func(remote.Object, error) bool) {
-		names, err := s.names(ctx, folder)
+		folder, stem := path.Split(prefix)
+		names, err := s.names(ctx, folder, stem)
 		if err != nil {
-			yield(remote.Object{}, fmt.Errorf("list %q: %w", folder, err))
+			yield(remote.Object{}, fmt.Errorf("list %q: %w", prefix, err))
 			return
 		}
 		for _, name := range names {
 			key := folder + name
 			err := ctx.Err()
 			if err != nil {
-				yield(remote.Object{}, fmt.Errorf("list %q: %w", folder, err))
+				yield(remote.Object{}, fmt.Errorf("list %q: %w", prefix, err))
 				return
 			}
 			// What cannot be described is no object: a link out of the
@@ -132,28 +133,22 @@ func (s *Store) List(ctx context.Context, folder string) iter.Seq2[remote.Object
 	}
 }
 
-// names returns, in byte order, the names in folder that may belong to objects.
-func (s *Store) names(ctx context.Context, folder string) ([]string, error) {
-	dir := "."
-	if folder != "" {
-		dir = strings.TrimSuffix(folder, "/")
-		if dir == folder {
-			return nil, errors.New("folder does not end in a slash")
-		}
-		if err := remote.CheckKey(dir); err != nil {
-			return nil, err
-		}
+// names returns, in byte order, the names in folder that begin with stem and
+// may belong to objects.
+func (s *Store) names(ctx context.Context, folder, stem string) ([]string, error) {
+	if err := remote.CheckPrefix(folder + stem); err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	f, err := s.root.OpenFile(dir, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := s.root.OpenFile(path.Clean(folder), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err == nil {
 		defer f.Close()
 		var entries []fs.DirEntry
 		entries, err = f.ReadDir(-1)
 		if err == nil {
-			return objectNames(folder, entries), nil
+			return objectNames(folder, stem, entries), nil
 		}
 	}
 	if err = reason(err); errors.Is(err, fs.ErrNotExist) {
@@ -162,13 +157,13 @@ func (s *Store) names(ctx context.Context, folder string) ([]string, error) {
 	return nil, err
 }
 
-func objectNames(folder string, entries []fs.DirEntry) []string {
+func objectNames(folder, stem string, entries []fs.DirEntry) []string {
 	var names []string
 	for _, e := range entries {
 		name := e.Name()
 		// Some file systems do not tell types while listing; stat decides.
 		file := e.Type().IsRegular() || e.Type()&(fs.ModeSymlink|fs.ModeIrregular) != 0
-		if file && name[0] != '.' && remote.CheckKey(folder+name) == nil {
+		if file && name[0] != '.' && strings.HasPrefix(name, stem) && remote.CheckKey(folder+name) == nil {
 			names = append(names, name)
 		}
 	}

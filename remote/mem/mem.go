@@ -6,7 +6,6 @@ package mem
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -112,23 +111,20 @@ func (s *Store) set(key string, data []byte) remote.Object {
 	return o
 }
 
-// List yields the objects directly in folder.
-func (s *Store) List(ctx context.Context, folder string) iter.Seq2[remote.Object, error] {
+// List yields the objects whose keys begin with prefix and have no "/" after it.
+func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[remote.Object, error] {
 	return func(yield func(remote.Object, error) bool) {
 		err := ctx.Err()
-		if folder != "" && err == nil {
-			dir, ok := strings.CutSuffix(folder, "/")
-			if err = remote.CheckKey(dir); !ok {
-				err = errors.New("folder does not end in a slash")
-			}
+		if err == nil {
+			err = remote.CheckPrefix(prefix)
 		}
 		if err != nil {
-			yield(remote.Object{}, fmt.Errorf("list %q: %w", folder, err))
+			yield(remote.Object{}, fmt.Errorf("list %q: %w", prefix, err))
 			return
 		}
-		for _, o := range s.in(folder) {
+		for _, o := range s.in(prefix) {
 			if err := ctx.Err(); err != nil {
-				yield(remote.Object{}, fmt.Errorf("list %q: %w", folder, err))
+				yield(remote.Object{}, fmt.Errorf("list %q: %w", prefix, err))
 				return
 			}
 			if !yield(o, nil) {
@@ -138,12 +134,12 @@ func (s *Store) List(ctx context.Context, folder string) iter.Seq2[remote.Object
 	}
 }
 
-func (s *Store) in(folder string) []remote.Object {
+func (s *Store) in(prefix string) []remote.Object {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var objects []remote.Object
 	for _, key := range slices.Sorted(maps.Keys(s.objects)) {
-		name, ok := strings.CutPrefix(key, folder)
+		name, ok := strings.CutPrefix(key, prefix)
 		if ok && !strings.Contains(name, "/") {
 			objects = append(objects, s.objects[key].Object)
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -21,12 +22,12 @@ var oddKeys = []string{
 	"ünïcödé", "日本語", "emoji😀", "e\u0301", "\u00e9", "..dots", "dots..", "-dash", "deep/er/and/deep er/k+y",
 }
 
-func list(t *testing.T, s remote.Store, folder string) []string {
+func list(t *testing.T, s remote.Store, prefix string) []string {
 	t.Helper()
 	var keys []string
-	for o, err := range s.List(t.Context(), folder) {
+	for o, err := range s.List(t.Context(), prefix) {
 		if err != nil {
-			t.Fatalf("list %q: %v", folder, err)
+			t.Fatalf("list %q: %v", prefix, err)
 		}
 		keys = append(keys, o.Key)
 	}
@@ -55,6 +56,19 @@ func listLevel(t *testing.T, s remote.Store) {
 	}
 	if got := list(t, s, "sub/"); len(got) != 0 {
 		t.Errorf("list of a folder that is only a prefix of a name: got %q", got)
+	}
+	for _, folder := range []string{"", "sub folder/"} {
+		for _, prefix := range []string{"d", "do", "dots.", "dots..", "dots...", "e\u0301", "sub", "日"} {
+			var want []string
+			for _, key := range top {
+				if strings.HasPrefix(key, prefix) {
+					want = append(want, folder+key)
+				}
+			}
+			if got := list(t, s, folder+prefix); !slices.Equal(got, want) {
+				t.Errorf("list of %q: got %q, want %q", folder+prefix, got, want)
+			}
+		}
 	}
 	for o, err := range s.List(t.Context(), "") {
 		if err != nil {

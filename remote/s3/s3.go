@@ -206,19 +206,19 @@ func object(key string, info minio.ObjectInfo) remote.Object {
 	return remote.Object{Key: key, ETag: info.ETag, Size: info.Size, ModTime: info.LastModified.Truncate(time.Second)}
 }
 
-// List yields the objects directly in folder. Keys that remote.CheckKey
-// refuses are left out. The whole listing is fetched before the first is
-// yielded, a thousand entries a request.
-func (s *Store) List(ctx context.Context, folder string) iter.Seq2[remote.Object, error] {
+// List yields the objects whose keys begin with prefix and have no "/" after
+// it. Keys that remote.CheckKey refuses are left out. The whole listing is
+// fetched before the first is yielded, a thousand entries a request.
+func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[remote.Object, error] {
 	return func(yield func(remote.Object, error) bool) {
-		objects, err := s.list(ctx, folder)
+		objects, err := s.list(ctx, prefix)
 		if err != nil {
-			yield(remote.Object{}, fmt.Errorf("list %q: %w", folder, err))
+			yield(remote.Object{}, fmt.Errorf("list %q: %w", prefix, err))
 			return
 		}
 		for _, o := range objects {
 			if err := ctx.Err(); err != nil {
-				yield(remote.Object{}, fmt.Errorf("list %q: %w", folder, err))
+				yield(remote.Object{}, fmt.Errorf("list %q: %w", prefix, err))
 				return
 			}
 			if !yield(o, nil) {
@@ -228,21 +228,15 @@ func (s *Store) List(ctx context.Context, folder string) iter.Seq2[remote.Object
 	}
 }
 
-func (s *Store) list(ctx context.Context, folder string) ([]remote.Object, error) {
-	if folder != "" {
-		dir, ok := strings.CutSuffix(folder, "/")
-		if !ok {
-			return nil, errors.New("folder does not end in a slash")
-		}
-		if err := remote.CheckKey(dir); err != nil {
-			return nil, err
-		}
+func (s *Store) list(ctx context.Context, prefix string) ([]remote.Object, error) {
+	if err := remote.CheckPrefix(prefix); err != nil {
+		return nil, err
 	}
 	var objects []remote.Object
 	last := "" // of the keys heard; a new attempt goes on after it
 	err := s.do(ctx, func(ctx context.Context, t *try) error {
 		after := last
-		opts := minio.ListObjectsOptions{Prefix: s.prefix + folder, StartAfter: after, FetchOwner: new(bool)}
+		opts := minio.ListObjectsOptions{Prefix: s.prefix + prefix, StartAfter: after, FetchOwner: new(bool)}
 		for info := range s.client.ListObjectsIter(ctx, s.bucket, opts) {
 			if info.Err != nil {
 				return info.Err
