@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -61,21 +62,32 @@ func (im *Image) Disk(n int) (Disk, bool) {
 type Catalog struct {
 	store remote.Store
 	exts  map[string]string
+	life  context.Context // ends the listings that nobody waits for
 
 	// Locks are taken in this order: a stripe or two of writing, a record's
 	// mu, mu. Nothing else is held with refresh but mu and a record's mu.
-	refresh sync.Mutex // held while a refresh runs: one at a time
-	writing stripes    // held while the image of a name is written
+	refresh  sync.Mutex         // held while a refresh runs: one at a time
+	verdicts map[string]verdict // guarded by refresh; of the last listing
+	writing  stripes            // held while the image of a name is written
 
 	mu         sync.Mutex
-	names      []string             // guarded by mu; sorted; replaced, never changed
-	records    map[string]*record   // guarded by mu; replaced, never changed
-	adopted    map[string]*Image    // guarded by mu; what may be adopted, also what is hidden; never changed
+	listed     bool                 // guarded by mu; records are all there are, not only those asked for
+	first      *attempt             // guarded by mu; at the first listing, while it runs
+	records    map[string]*record   // guarded by mu
+	names      []string             // guarded by mu; sorted, but for stale; replaced, never changed
+	stale      map[string]bool      // guarded by mu; names that came or went since names was made
+	adopted    map[string]*group    // guarded by mu; what may be adopted, also what is hidden; never changed
 	superseded map[string]successor // guarded by mu; left over by renames that were cut
 	seq        uint64               // guarded by mu; counts the writes of this catalog
 	changed    map[string]uint64    // guarded by mu; the writes that a listing may not show yet
 	bytes      int64                // guarded by mu; of all objects listed
 	newest     time.Time            // guarded by mu; of all objects listed
+}
+
+// attempt is a listing that others may wait for.
+type attempt struct {
+	done chan struct{} // closed at the end
+	err  error         // how it ended
 }
 
 // successor says which image took the place of a record.
@@ -84,29 +96,71 @@ type successor struct {
 	record *record
 }
 
-// record is what a listing knows of a name.
+// record is what a listing knows of a name. It is small, for there is one of
+// every image: the image itself is made when it is looked up.
 type record struct {
 	entry remote.Object // zero for an adopted image
+	group *group        // nil for an image with an entry
 
 	mu    sync.Mutex
-	image *Image // guarded by mu; nil until looked up, for entries
+	image *Image // guarded by mu; nil until looked up
 	kept  *Image // guarded by mu; from before the last refresh, may be reused
 }
 
 // Open lists the store. exts maps the extensions that are adopted, in lower
 // case and without dot, to format names.
 func Open(ctx context.Context, store remote.Store, exts map[string]string) (*Catalog, error) {
-	c := &Catalog{
-		store: store, exts: exts, writing: newStripes(),
-		superseded: make(map[string]successor), changed: make(map[string]uint64),
-	}
+	c := New(ctx, store, exts)
 	_, err := c.Refresh(ctx)
 	return c, err
 }
 
+// New is Open without a listing, so it does no I/O: until the store was listed
+// once, by [Catalog.Ready] or a Refresh, one image is looked for by itself, and
+// what needs all images waits. The end of ctx ends the listing of Ready.
+func New(ctx context.Context, store remote.Store, exts map[string]string) *Catalog {
+	return &Catalog{
+		store: store, exts: exts, life: ctx, writing: newStripes(),
+		records: make(map[string]*record), stale: make(map[string]bool),
+		superseded: make(map[string]successor), changed: make(map[string]uint64),
+	}
+}
+
+// Ready waits until the store was listed once. It begins the listing if none is
+// under way, and returns its error: the next call tries again. The end of ctx
+// ends the wait and not the listing.
+func (c *Catalog) Ready(ctx context.Context) error {
+	c.mu.Lock()
+	if c.listed {
+		c.mu.Unlock()
+		return nil
+	}
+	a := c.first
+	if a == nil {
+		a = &attempt{done: make(chan struct{})}
+		c.first = a
+		go c.listFirst(a)
+	}
+	c.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the list of all images: %w", ctx.Err())
+	}
+}
+
+func (c *Catalog) listFirst(a *attempt) {
+	_, a.err = c.Refresh(c.life)
+	c.mu.Lock()
+	c.first = nil
+	c.mu.Unlock()
+	close(a.done)
+}
+
 // Refresh lists the store anew. It returns the names that are new, gone or of
-// another version, but for what this catalog changed itself. After an error
-// the catalog is what it was before.
+// another version, but for what this catalog changed itself; none if it was not
+// listed before. After an error the catalog is what it was before.
 func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 	c.refresh.Lock()
 	defer c.refresh.Unlock()
@@ -117,6 +171,7 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	c.verdicts = l.verdicts
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	next := l.records
@@ -143,7 +198,11 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 		case old == nil || !r.same(old):
 			changed = append(changed, name)
 		case r.entry.Key != "":
-			r.keep(old)
+			if !r.keep(old) {
+				next[name] = old
+			}
+		case r.group.equal(old.group):
+			next[name] = old
 		}
 	}
 	for name := range c.records {
@@ -151,7 +210,12 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 			changed = append(changed, name)
 		}
 	}
-	c.records, c.names, c.adopted = next, slices.Sorted(maps.Keys(next)), l.adopted
+	if !c.listed {
+		changed = nil
+	}
+	c.listed, c.records, c.adopted = true, next, l.adopted
+	c.names = slices.Sorted(maps.Keys(next))
+	clear(c.stale)
 	c.bytes, c.newest = l.bytes, l.newest
 	slices.Sort(changed)
 	return changed, nil
@@ -162,16 +226,25 @@ func (r *record) same(old *record) bool {
 	if r.entry.Key != old.entry.Key || r.entry.ETag != old.entry.ETag {
 		return false
 	}
-	return r.entry.Key != "" || sameDisks(r.image, old.image)
+	return r.entry.Key != "" || sameDisks(r.group.disks, old.group.disks, sameVersion)
 }
 
-// keep takes over what old, a record of the same entry, knew.
-func (r *record) keep(old *record) {
-	old.mu.Lock()
+// equal reports whether g and old make the same image.
+func (g *group) equal(old *group) bool {
+	return g.renewed == old.renewed && sameDisks(g.disks, old.disks, sameObject)
+}
+
+// keep takes over what old, a record of the same entry, knew; false if that is
+// being looked up just now, for which nobody waits here.
+func (r *record) keep(old *record) bool {
+	if !old.mu.TryLock() {
+		return false
+	}
 	defer old.mu.Unlock()
 	if r.kept = old.image; r.kept == nil {
 		r.kept = old.kept
 	}
+	return true
 }
 
 func later(a, b time.Time) time.Time {
@@ -181,20 +254,55 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-func sameDisks(a, b *Image) bool {
-	return slices.EqualFunc(a.Disks, b.Disks, func(a, b Disk) bool {
-		return a.Number == b.Number && a.Object.Key == b.Object.Key && a.Object.ETag == b.Object.ETag
-	})
+func sameDisks(a, b []Disk, same func(a, b remote.Object) bool) bool {
+	return slices.EqualFunc(a, b, func(a, b Disk) bool { return a.Number == b.Number && same(a.Object, b.Object) })
 }
 
-// Names are the names of all images, sorted. The slice is not to be changed.
+// sameVersion reports whether two objects have the same bytes.
+func sameVersion(a, b remote.Object) bool { return a.Key == b.Key && a.ETag == b.ETag }
+
+// sameObject reports whether two objects were put at one time, too.
+func sameObject(a, b remote.Object) bool { return sameVersion(a, b) && a.ModTime.Equal(b.ModTime) }
+
+// Names are the names of all images, sorted; before the first listing, of those
+// that were looked up or written. The slice is not to be changed.
 func (c *Catalog) Names() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.stale) == 0 {
+		return c.names
+	}
+	var came []string
+	for name := range c.stale {
+		if c.records[name] != nil {
+			came = append(came, name)
+		}
+	}
+	slices.Sort(came)
+	names := make([]string, 0, len(c.records))
+	for _, name := range c.names {
+		if c.stale[name] {
+			continue
+		}
+		for len(came) > 0 && came[0] < name {
+			names, came = append(names, came[0]), came[1:]
+		}
+		names = append(names, name)
+	}
+	c.names = append(names, came...)
+	clear(c.stale)
 	return c.names
 }
 
-// Bytes is the size of the objects that lie directly in the store's folder.
+// Count is how many names Names has.
+func (c *Catalog) Count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.records)
+}
+
+// Bytes is the size of the objects that lie directly in the store's folder, 0
+// before the first listing.
 func (c *Catalog) Bytes() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -202,16 +310,12 @@ func (c *Catalog) Bytes() int64 {
 }
 
 // ModTime is the time of the newest entry, live or deleted, or adopted object:
-// it stands still while the catalog does.
+// it stands still while the catalog does. Before the first listing it is 1970.
 func (c *Catalog) ModTime() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.listed {
+		return time.Unix(0, 0)
+	}
 	return c.newest
-}
-
-// Has reports whether there is an image of that name. It does no I/O.
-func (c *Catalog) Has(name string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.records[name] != nil
 }

@@ -17,6 +17,9 @@ import (
 // objects only key and size are known. One whose entry cannot be read has
 // Image.Err set.
 func (c *Catalog) Deleted(ctx context.Context) ([]*Image, error) {
+	if err := c.Ready(ctx); err != nil {
+		return nil, err
+	}
 	var list []*Image
 	for o, err := range c.store.List(ctx, deletedFolder) {
 		if err != nil {
@@ -86,7 +89,7 @@ func (c *Catalog) alive(ctx context.Context, e *Entry) bool {
 func (c *Catalog) grave(ctx context.Context, name string) (state, error) {
 	var newest state
 	var bad error
-	for o, err := range c.store.List(ctx, deletedFolder) {
+	for o, err := range c.store.List(ctx, deletedFolder+cut(name)+"~") {
 		if err != nil {
 			return state{}, fmt.Errorf("list the deleted entries: %w", err)
 		}
@@ -121,13 +124,17 @@ func deletedName(key string) string {
 
 // supersede takes the record out that a rename to the image with entry e left
 // over, if there is one.
-func (c *Catalog) supersede(ctx context.Context, name string, e *Entry) {
+func (c *Catalog) supersede(ctx context.Context, name string, e *Entry) error {
 	from := e.RenamedFrom
-	c.mu.Lock()
-	r := c.records[from]
-	c.mu.Unlock()
-	if r == nil || from == name || !c.leftOver(ctx, r, e) {
-		return
+	if from == name {
+		return nil
+	}
+	r, err := c.find(ctx, from)
+	if err != nil {
+		return fmt.Errorf("image %q, which was renamed to %q: %w", from, name, err)
+	}
+	if r == nil || !c.leftOver(ctx, from, r, e) {
+		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,13 +142,14 @@ func (c *Catalog) supersede(ctx context.Context, name string, e *Entry) {
 		c.replace(map[string]*record{from: nil})
 		c.superseded[from] = successor{name, r}
 	}
+	return nil
 }
 
-// leftOver reports whether r is what a rename to the image with entry e left
-// over: the version that e is a copy of.
-func (c *Catalog) leftOver(ctx context.Context, r *record, e *Entry) bool {
-	if r.entry.Key == "" {
-		return FormatID(r.image.ID) == e.ID && e.adoptedFrom(r.image)
+// leftOver reports whether r, of the name from, is what a rename to the image
+// with entry e left over: the version that e is a copy of.
+func (c *Catalog) leftOver(ctx context.Context, from string, r *record, e *Entry) bool {
+	if r.group != nil {
+		return FormatID(r.group.image(from).ID) == e.ID && e.adoptedFrom(r.group.disks)
 	}
 	if r.entry.ETag != e.RenamedETag {
 		return false
@@ -158,7 +166,9 @@ func (c *Catalog) finish(ctx context.Context, name string, e *Entry) (bool, erro
 	if from == "" || from == name {
 		return false, nil
 	}
-	c.supersede(ctx, name, e)
+	if err := c.supersede(ctx, name, e); err != nil {
+		return false, err
+	}
 	c.mu.Lock()
 	s, ok := c.superseded[from]
 	c.mu.Unlock()
@@ -166,8 +176,8 @@ func (c *Catalog) finish(ctx context.Context, name string, e *Entry) (bool, erro
 		return false, nil
 	}
 	st := state{object: s.record.entry, entry: e}
-	if st.object.Key == "" {
-		st.adopted = s.record.image
+	if s.record.group != nil {
+		st.adopted = s.record.group.image(from)
 	}
 	if err := c.leave(ctx, from, st); err != nil && !lost(err) {
 		return false, err

@@ -47,16 +47,18 @@ func isMark(o remote.Object) bool { return o.Size == 0 }
 
 // listing is what a look at the store found.
 type listing struct {
-	records map[string]*record
-	adopted map[string]*Image
-	bytes   int64
-	newest  time.Time
+	records  map[string]*record
+	adopted  map[string]*group
+	verdicts map[string]verdict
+	bytes    int64
+	newest   time.Time
 }
 
 // list lists the store: the entries before the deleted ones before the top,
 // so that no order of another's steps shows an object as adopted that is not.
+// The caller holds refresh.
 func (c *Catalog) list(ctx context.Context) (*listing, error) {
-	l := &listing{records: make(map[string]*record)}
+	l := &listing{records: make(map[string]*record), verdicts: make(map[string]verdict)}
 	for o, err := range c.store.List(ctx, Folder) {
 		if err != nil {
 			return nil, fmt.Errorf("list the entries: %w", err)
@@ -78,34 +80,34 @@ func (c *Catalog) list(ctx context.Context) (*listing, error) {
 		l.newest = later(l.newest, o.ModTime)
 		deleted[o.Key] = o
 	}
-	cs, err := c.top(ctx, l)
+	cs, err := c.top(ctx, "", l)
 	if err != nil {
 		return nil, err
 	}
 	l.adopted = adopt(cs)
-	for name, im := range l.adopted {
+	for name, g := range l.adopted {
 		if l.records[name] != nil {
 			continue
 		}
-		hidden, err := c.hides(ctx, deleted[hideKey(name)], im)
+		var o remote.Object
+		if len(deleted) > 0 {
+			o = deleted[hideKey(name)]
+		}
+		hidden, err := c.judge(ctx, l, name, o, g.disks)
 		if err != nil {
 			return nil, err
 		}
-		if hidden {
-			continue
+		if !hidden {
+			l.records[name] = &record{group: g.over(o)}
 		}
-		if o := deleted[hideKey(name)]; !isMark(o) {
-			im.renew()
-		}
-		l.records[name] = &record{image: im}
 	}
 	return l, nil
 }
 
-// top lists the candidates for adoption.
-func (c *Catalog) top(ctx context.Context, l *listing) ([]candidate, error) {
+// top lists the candidates for adoption whose keys begin with prefix.
+func (c *Catalog) top(ctx context.Context, prefix string, l *listing) ([]candidate, error) {
 	var cs []candidate
-	for o, err := range c.store.List(ctx, "") {
+	for o, err := range c.store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list the store: %w", err)
 		}
@@ -118,14 +120,39 @@ func (c *Catalog) top(ctx context.Context, l *listing) ([]candidate, error) {
 	return cs, nil
 }
 
-// hides reports whether the deleted entry o, which may be none, hides an
-// adopted image: unless objects of it were put since. Only if they may be newer
-// is the entry read.
-func (c *Catalog) hides(ctx context.Context, o remote.Object, im *Image) (bool, error) {
+// verdict is what was found out by reading a deleted entry.
+type verdict struct {
+	entry  remote.Object
+	disks  []Disk
+	hidden bool
+}
+
+// judge is hides for a listing, which reads no deleted entry a second time for
+// the same objects.
+func (c *Catalog) judge(ctx context.Context, l *listing, name string, o remote.Object, disks []Disk) (bool, error) {
+	if isMark(o) || modified(disks).Before(o.ModTime) {
+		return !isMark(o), nil
+	}
+	v, ok := c.verdicts[name]
+	if !ok || !sameObject(v.entry, o) || !sameDisks(v.disks, disks, sameObject) {
+		hidden, err := c.hides(ctx, o, disks)
+		if err != nil {
+			return false, err
+		}
+		v = verdict{o, disks, hidden}
+	}
+	l.verdicts[name] = v
+	return v.hidden, nil
+}
+
+// hides reports whether the deleted entry o, which may be none, hides the
+// adopted image of some disks: unless objects of it were put since. Only if
+// they may be newer is the entry read.
+func (c *Catalog) hides(ctx context.Context, o remote.Object, disks []Disk) (bool, error) {
 	if isMark(o) {
 		return false, nil
 	}
-	if im.ModTime.Before(o.ModTime) {
+	if modified(disks).Before(o.ModTime) {
 		return true, nil
 	}
 	e, _, err := readEntry(ctx, c.store, o)
@@ -135,28 +162,32 @@ func (c *Catalog) hides(ctx context.Context, o remote.Object, im *Image) (bool, 
 	case err != nil:
 		return false, fmt.Errorf("read the deleted entries: %w", err)
 	}
-	return e.adoptedFrom(im), nil
+	return e.adoptedFrom(disks), nil
 }
 
-// renew gives an adopted image an identity of its objects: that of its name
+// over is g as it is shown although there is a deleted entry o, if there is one.
+func (g *group) over(o remote.Object) *group {
+	if isMark(o) {
+		return g
+	}
+	return &group{disks: g.disks, renewed: true}
+}
+
+// objectsID gives an adopted image an identity of its objects: that of its name
 // went with the image that was renamed or removed before.
-func (im *Image) renew() {
+func objectsID(im *Image) [16]byte {
 	h := sha256.New()
 	fmt.Fprintf(h, "imagefs adopted image 2\x00%s", im.Name)
 	for _, d := range im.Disks {
 		fmt.Fprintf(h, "\x00%s\x00%s\x00%d", d.Object.Key, d.Object.ETag, d.Object.ModTime.UnixNano())
 	}
-	im.ID = hashID(h.Sum(nil))
-	b, err := format(describe(im))
-	if im.JSON = b; im.Err == nil {
-		im.Err = err
-	}
+	return hashID(h.Sum(nil))
 }
 
-// adoptedFrom reports whether every object of im is among those that e was
-// adopted from.
-func (e *Entry) adoptedFrom(im *Image) bool {
-	for _, d := range im.Disks {
+// adoptedFrom reports whether every object of some disks is among those that e
+// was adopted from.
+func (e *Entry) adoptedFrom(disks []Disk) bool {
+	for _, d := range disks {
 		if !e.hasAdopted(d.Object) {
 			return false
 		}

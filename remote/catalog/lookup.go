@@ -14,18 +14,20 @@ import (
 // that cannot be used comes with Image.Err set; an error of the store, which
 // may pass, is returned.
 func (c *Catalog) Lookup(ctx context.Context, name string) (*Image, error) {
-	c.mu.Lock()
-	r := c.records[name]
-	c.mu.Unlock()
-	if r == nil {
-		return nil, fmt.Errorf("image %q: %w", name, fs.ErrNotExist)
+	r, err := c.find(ctx, name)
+	if err == nil && r == nil {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w", name, err)
 	}
 	im, e, err := c.lookup(ctx, name, r)
 	if err != nil {
 		return nil, fmt.Errorf("image %q: %w", name, err)
 	}
 	if e != nil && e.RenamedFrom != "" {
-		c.supersede(ctx, name, e)
+		// Without success the other name is shown too, which is no harm.
+		_ = c.supersede(ctx, name, e)
 	}
 	return im, nil
 }
@@ -35,6 +37,10 @@ func (c *Catalog) lookup(ctx context.Context, name string, r *record) (im *Image
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.image != nil {
+		return r.image, nil, nil
+	}
+	if r.group != nil {
+		r.image = r.group.image(name)
 		return r.image, nil, nil
 	}
 	im, e, err = c.load(ctx, name, r)
@@ -127,13 +133,16 @@ func described(name string, e *Entry, doc []byte) *Image {
 	return im
 }
 
-// All looks every image up, some at a time, and calls fn with each in the
-// order of names. Images that vanished meanwhile are left out; any other error
+// All waits for the first listing, looks every image up, some at a time, and
+// calls fn with each in the order of names. Images that vanished meanwhile are left out; any other error
 // ends it.
 func (c *Catalog) All(ctx context.Context, fn func(*Image) error) error {
 	type result struct {
 		im  *Image
 		err error
+	}
+	if err := c.Ready(ctx); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

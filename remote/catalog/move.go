@@ -124,9 +124,13 @@ func (c *Catalog) clear(ctx context.Context, o remote.Object) error {
 func (c *Catalog) leave(ctx context.Context, name string, st state) error {
 	im := st.adopted
 	if im == nil {
-		c.mu.Lock()
-		im = c.adopted[name]
-		c.mu.Unlock()
+		g, err := c.beneath(ctx, name)
+		if err != nil {
+			return err
+		}
+		if g != nil {
+			im = g.image(name)
+		}
 	}
 	if im != nil {
 		hid, err := c.hide(ctx, name, im)
@@ -143,6 +147,18 @@ func (c *Catalog) leave(ctx context.Context, name string, st state) error {
 	return c.clear(ctx, st.object)
 }
 
+// beneath is what would be adopted under a name that has an entry, also if that
+// is hidden; nil if there is nothing.
+func (c *Catalog) beneath(ctx context.Context, name string) (*group, error) {
+	c.mu.Lock()
+	g, listed := c.adopted[name], c.listed
+	c.mu.Unlock()
+	if listed {
+		return g, nil
+	}
+	return c.gather(ctx, name)
+}
+
 // hide sees to it that the objects at the top that make up the image name are
 // not adopted, as they are. It reports whether it had to write.
 func (c *Catalog) hide(ctx context.Context, name string, im *Image) (bool, error) {
@@ -153,7 +169,7 @@ func (c *Catalog) hide(ctx context.Context, name string, im *Image) (bool, error
 	}
 	e := generated(im)
 	if st.entry != nil {
-		if hidden, err := c.hides(ctx, st.object, im); err != nil || hidden {
+		if hidden, err := c.hides(ctx, st.object, im.Disks); err != nil || hidden {
 			return false, err
 		}
 		if !st.entry.Hidden {

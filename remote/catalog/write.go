@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io/fs"
-	"maps"
 	"slices"
 	"time"
 
@@ -221,7 +220,7 @@ func (c *Catalog) live(ctx context.Context, name string) (state, error) {
 	}
 	c.mu.Lock()
 	s, ok := c.superseded[name]
-	adopted := c.adopted[name] != nil
+	adopted := c.adopted[name] != nil || !c.listed
 	c.mu.Unlock()
 	if ok && s.record.entry.ETag == st.object.ETag {
 		return state{object: st.object}, nil
@@ -229,40 +228,16 @@ func (c *Catalog) live(ctx context.Context, name string) (state, error) {
 	if st.entry != nil || !adopted {
 		return st, nil
 	}
-	im, err := c.adoptable(ctx, name)
-	if err != nil || im == nil {
+	g, err := c.adoptable(ctx, name)
+	if err != nil || g == nil {
 		return st, err
 	}
+	im := g.image(name)
 	if im.Err != nil {
 		return state{}, im.Err
 	}
 	st.entry, st.doc, st.adopted = generated(im), im.JSON, im
 	return st, nil
-}
-
-// adoptable asks the store for the image that is adopted under a name now; nil
-// if there is none.
-func (c *Catalog) adoptable(ctx context.Context, name string) (*Image, error) {
-	o, err := c.store.Stat(ctx, hideKey(name))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	cs, err := c.top(ctx, &listing{})
-	if err != nil {
-		return nil, err
-	}
-	im := adopt(cs)[name]
-	if im == nil {
-		return nil, nil
-	}
-	hidden, err := c.hides(ctx, o, im)
-	if err != nil || hidden {
-		return nil, err
-	}
-	if !isMark(o) {
-		im.renew()
-	}
-	return im, nil
 }
 
 // put writes the entry of a live image over the state st and returns the
@@ -308,17 +283,12 @@ func (c *Catalog) swap(set map[string]*record) {
 
 // replace is swap for callers that hold mu.
 func (c *Catalog) replace(set map[string]*record) {
-	c.records, c.names = maps.Clone(c.records), slices.Clone(c.names)
 	c.seq++
 	for name, r := range set {
 		c.changed[name] = c.seq
 		delete(c.superseded, name)
-		i, ok := slices.BinarySearch(c.names, name)
-		switch {
-		case r == nil && ok:
-			c.names = slices.Delete(c.names, i, i+1)
-		case r != nil && !ok:
-			c.names = slices.Insert(c.names, i, name)
+		if (r == nil) != (c.records[name] == nil) {
+			c.stale[name] = true
 		}
 		if r == nil {
 			delete(c.records, name)
