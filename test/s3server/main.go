@@ -2,18 +2,21 @@
 // a free port of the loopback interface.
 //
 //	s3server -dir DIR -access KEY -secret SECRET -bucket images [-user K:S:ROLE] [-public images]
+//		[-latency 20ms] [-rate BYTES]
 //
 // When it answers it prints one line, "listening on 127.0.0.1:PORT". It stops
 // when its standard input closes, so that no test can leave it behind, and on
 // SIGTERM and SIGINT.
 //
 // Lines on standard input are commands; each is answered by one line, "ok" or
-// "error: REASON". Fields are separated by tabs:
+// "error: REASON". They are carried out at once, whatever the latency. Fields are
+// separated by tabs:
 //
 //	put     BUCKET KEY FILE        store a local file as an object
 //	delete  BUCKET KEY
 //	user    KEY SECRET ROLE        add or change an account: user, userplus, admin
 //	revoke  KEY                    remove an account
+//	sent                           "ok N": the bytes of objects sent up to now
 package main
 
 import (
@@ -62,14 +65,16 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	secret := fl.String("secret", "testsecret", "secret key of the owner")
 	region := fl.String("region", "us-east-1", "region")
 	listen := fl.String("listen", "127.0.0.1:0", "address; port 0 is a free one")
+	latency := fl.Duration("latency", 0, "time before each request is answered")
+	rate := fl.Int64("rate", 0, "greatest bytes per second of one connection; 0 is no limit")
 	fl.Var(&buckets, "bucket", "bucket to create; may be repeated")
 	fl.Var(&users, "user", "further account KEY:SECRET:ROLE; may be repeated")
 	fl.Var(&public, "public", "bucket that anybody may read; may be repeated")
 	if err := fl.Parse(args); err != nil {
 		return err
 	}
-	if *dir == "" || fl.NArg() > 0 {
-		return errors.New("usage: s3server -dir DIR [flags]; all arguments are flags")
+	if *dir == "" || fl.NArg() > 0 || *latency < 0 || *rate < 0 {
+		return errors.New("usage: s3server -dir DIR [flags]; all arguments are flags, none is negative")
 	}
 	root, err := filepath.Abs(*dir)
 	if err != nil {
@@ -84,6 +89,7 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	wire := &line{Posix: be, latency: *latency, rate: *rate}
 	srv := &server{be: be, owner: auth.Account{Access: *access, Secret: *secret, Role: auth.RoleAdmin}, users: map[string]auth.Account{}}
 	for _, b := range append(buckets, public...) {
 		if err := srv.bucket(root, b); err != nil {
@@ -114,7 +120,7 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	defer stop()
 	done := make(chan error, 1)
 	go func() {
-		done <- embedgw.RunVersityGW(ctx, be, &embedgw.Config{
+		done <- embedgw.RunVersityGW(ctx, wire, &embedgw.Config{
 			RootUserAccess:    *access,
 			RootUserSecret:    *secret,
 			Region:            *region,
@@ -136,6 +142,10 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 		defer stop()
 		sc := bufio.NewScanner(stdin)
 		for sc.Scan() {
+			if sc.Text() == "sent" {
+				fmt.Fprintf(stdout, "ok %d\n", wire.sent.Load())
+				continue
+			}
 			if err := srv.command(strings.Split(sc.Text(), "\t")); err != nil {
 				fmt.Fprintf(stdout, "error: %s\n", strings.ReplaceAll(err.Error(), "\n", " "))
 				continue
