@@ -22,6 +22,7 @@ type dir struct {
 	lookup func(ctx context.Context, name string) (child, error)
 	list   func(ctx context.Context) ([]fuse.DirEntry, error)
 	path   string
+	whole  bool // list needs all images
 
 	// stage tells the folder of the spool that files written here belong to;
 	// nil where nothing can be written.
@@ -74,8 +75,14 @@ func (d *dir) enter(ctx context.Context, c child, out *fuse.EntryOut) *fs.Inode 
 	return n
 }
 
-// Readdir lists the children.
+// Readdir lists the children. Who is killed does not wait for a first listing
+// of the store, which may take long.
 func (d *dir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	if d.whole {
+		if err := d.t.cat.Ready(ctx); err != nil {
+			return nil, d.t.fail("readdir", d.path, err)
+		}
+	}
 	ctx = context.WithoutCancel(ctx)
 	es, err := d.list(ctx)
 	if err != nil {
@@ -102,6 +109,6 @@ func (d *dir) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 			out.Blocks, out.Bfree, out.Bavail = uint64(size/block), uint64(free/block), uint64(free/block)
 		}
 	}
-	out.Files = uint64(len(d.t.cat.Names()))
+	out.Files = uint64(d.t.cat.Count())
 	return 0
 }

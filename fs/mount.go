@@ -58,7 +58,8 @@ const (
 	maxBackground = 64 // requests of read-ahead under way at once
 )
 
-// Mount shows cat at cfg.Mountpoint and returns when the mount answers. A dead
+// Mount shows cat at cfg.Mountpoint and returns when the mount answers; a cat
+// that was not listed yet is listed behind. A dead
 // mount that an earlier daemon left there is cleared first.
 func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, error) {
 	if cfg.Log == nil {
@@ -129,9 +130,11 @@ func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, err
 	raiseReadAhead(cfg.Mountpoint, cfg.Log)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
-	if cfg.Refresh > 0 {
-		s.done.Go(func() { s.refreshLoop(ctx) })
-	}
+	s.done.Go(func() {
+		if s.listFirst(ctx) && cfg.Refresh > 0 {
+			s.refreshLoop(ctx)
+		}
+	})
 	return s, nil
 }
 
@@ -196,6 +199,28 @@ func (s *Server) Refresh(ctx context.Context) {
 	}
 	if len(changed) > 0 {
 		s.cfg.Log.Info("catalog changed", "images", len(changed), "first", changed[0])
+	}
+}
+
+// listFirst lists the store behind the mount, unless it was listed before,
+// again and again until that works. It reports whether it did before ctx ended.
+func (s *Server) listFirst(ctx context.Context) bool {
+	const longest = 30 * time.Second
+	for pause := time.Second; ; pause = min(2*pause, longest) {
+		err := s.tree.cat.Ready(ctx)
+		switch {
+		case err == nil:
+			s.cfg.Log.Info("catalog listed", "images", s.tree.cat.Count())
+			return true
+		case ctx.Err() != nil:
+			return false
+		}
+		s.tree.fail("list", s.cfg.Source, err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
 	}
 }
 

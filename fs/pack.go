@@ -83,7 +83,7 @@ func (n *pack) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { ret
 // lookupPackFormat finds a package under by-format/.
 func (t *tree) lookupPackFormat(kind codec.Package) (child, error) {
 	suffix := "." + kind.Name()
-	return t.folder("by-format/"+kind.Name(), func(ctx context.Context, file string) (child, error) {
+	d := t.folder("by-format/"+kind.Name(), func(ctx context.Context, file string) (child, error) {
 		name, ok := strings.CutSuffix(file, suffix)
 		if !ok {
 			return child{}, errNoEntry
@@ -106,5 +106,7 @@ func (t *tree) lookupPackFormat(kind codec.Package) (child, error) {
 			return nil
 		})
 		return es, err
-	}).asChild()
+	})
+	d.whole = true
+	return d.asChild()
 }

@@ -102,6 +102,7 @@ func (t *tree) root() *dir {
 	formats := t.folder("by-format", t.lookupFormat, t.listFormats)
 	ids := t.folder("by-id", t.lookupID, t.listIDs)
 	images.stage = func() string { return "" }
+	images.whole, ids.whole = true, true
 	hidden := t.status.folder(t)
 	return t.folder("", func(_ context.Context, name string) (child, error) {
 		for _, d := range []*dir{images, formats, ids, hidden} {
@@ -135,7 +136,13 @@ func (t *tree) listImages(context.Context) ([]fuse.DirEntry, error) {
 }
 
 func (t *tree) lookupImage(ctx context.Context, name string) (child, error) {
-	if t.cat.Has(name) || t.cfg.Spool != nil && t.cfg.Spool.HasFolder(name) {
+	if t.cfg.Spool != nil && t.cfg.Spool.HasFolder(name) {
+		return t.imageDir(name).asChild()
+	}
+	switch there, err := t.cat.Exists(ctx, name); {
+	case err != nil:
+		return child{}, err
+	case there:
 		return t.imageDir(name).asChild()
 	}
 	return t.lookupShort(ctx, name)
@@ -151,8 +158,9 @@ func (t *tree) imageDir(name string) *dir {
 	d.renamed = func(name string) { current.Store(name) }
 	d.lookup = func(ctx context.Context, file string) (child, error) { return t.lookupFile(ctx, d.stage(), file) }
 	d.list = func(ctx context.Context) ([]fuse.DirEntry, error) {
-		if !t.cat.Has(d.stage()) {
-			return nil, nil // a draft
+		there, err := t.cat.Exists(ctx, d.stage())
+		if err != nil || !there {
+			return nil, err // a draft
 		}
 		return t.listFiles(ctx, d.stage())
 	}
@@ -163,7 +171,7 @@ func (t *tree) imageDir(name string) *dir {
 // image in, or a whole image, which is not listed.
 func (t *tree) lookupShort(ctx context.Context, name string) (child, error) {
 	target, err := stage.ParseName(t.cfg.Exts, "", name)
-	if err != nil || !t.cat.Has(target.Image) {
+	if err != nil {
 		return child{}, errNoEntry
 	}
 	im, err := t.cat.Lookup(ctx, target.Image)
@@ -318,7 +326,7 @@ func (t *tree) lookupFormat(_ context.Context, name string) (child, error) {
 		return child{}, errNoEntry
 	}
 	suffix := "." + v.Name()
-	return t.folder("by-format/"+name, func(ctx context.Context, file string) (child, error) {
+	d := t.folder("by-format/"+name, func(ctx context.Context, file string) (child, error) {
 		stem, ok := strings.CutSuffix(file, suffix)
 		dash := strings.LastIndexByte(stem, '-')
 		if !ok || dash < 0 {
@@ -348,7 +356,9 @@ func (t *tree) lookupFormat(_ context.Context, name string) (child, error) {
 			return nil
 		})
 		return es, err
-	}).asChild()
+	})
+	d.whole = true
+	return d.asChild()
 }
 
 // by-id/

@@ -120,7 +120,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 		defer p.close()
 		f.pprof = p.addr
 	}
-	s, err := start(ctx, &f.store, storeName, f.formats, int64(f.cacheSize))
+	s, err := begin(ctx, &f.store, storeName, f.formats, int64(f.cacheSize))
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 	if err != nil {
 		return err
 	}
-	log.Info("mounted", "path", mountpoint, "store", s.store.name, "images", len(s.cat.Names()))
+	log.Info("mounted", "path", mountpoint, "store", s.store.name)
 	if isDaemon() {
 		if err := detach(out); err != nil {
 			server.Unmount()
@@ -270,7 +270,7 @@ func (s *session) stats(since time.Time) func() any {
 		runtime.ReadMemStats(&m)
 		out := map[string]any{
 			"uptime_seconds": int64(time.Since(since).Seconds()),
-			"images":         len(s.cat.Names()),
+			"images":         s.cat.Count(),
 			"store":          s.store.Counts(),
 			"cache":          s.cache.Stats(),
 			"memory": map[string]uint64{

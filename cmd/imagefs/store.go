@@ -134,6 +134,20 @@ type session struct {
 
 // start opens a store, lists it and prepares to open images.
 func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize int64) (*session, error) {
+	s, err := begin(ctx, f, name, formats, cacheSize)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cat.Ready(ctx); err != nil {
+		s.close()
+		return nil, fmt.Errorf("open store %q: %w", name, err)
+	}
+	return s, nil
+}
+
+// begin is start without the listing. A store that cannot be reached is an
+// error all the same.
+func begin(ctx context.Context, f *storeFlags, name, formats string, cacheSize int64) (*session, error) {
 	show, err := parseFormats(formats)
 	if err != nil {
 		return nil, err
@@ -146,10 +160,7 @@ func start(ctx context.Context, f *storeFlags, name, formats string, cacheSize i
 	if err != nil {
 		return nil, fmt.Errorf("open store %q: %w", name, err)
 	}
-	cat, err := catalog.Open(ctx, st, all.Extensions)
-	if err != nil {
-		return nil, fmt.Errorf("open store %q: %w", name, err)
-	}
+	cat := catalog.New(ctx, st, all.Extensions)
 	s := &session{store: st, cat: cat, cache: c, packages: show.packages}
 	s.opener = image.NewOpener(image.Config{
 		Store: st, Cache: c, Tier: s.tier, Formats: all.Formats, Views: show.views, OpenTimeout: 2 * f.timeout,

@@ -29,7 +29,7 @@ func (c *Catalog) Exists(ctx context.Context, name string) (bool, error) {
 // not tell is taken to be there, so that nothing is made in its place, and
 // whoever goes on with it hears of the error.
 func (c *Catalog) Has(name string) bool {
-	ctx, cancel := context.WithTimeout(c.life, time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.life), time.Minute)
 	defer cancel()
 	ok, err := c.Exists(ctx, name)
 	return ok || err != nil
