@@ -126,33 +126,29 @@ func (c *Cache) fly(b *batch) {
 
 // fill gets the bytes of a batch: from the tier what it has at both ends, and all
 // between by one call of the Fetcher. One long fetch beats several short ones, so
-// what the tier may have in the middle is not asked for.
+// what the tier has in the middle is fetched again.
 func (r *Reader) fill(ctx context.Context, p []byte, off int64) error {
 	if r.tier == nil {
 		return r.fetcher.ReadRange(ctx, p, off)
 	}
-	block := int(r.block)
-	from, to := 0, len(p)
-	for from < to && ctx.Err() == nil && r.tier.Load(p[from:min(from+block, to)], off+int64(from)) {
-		from = min(from+block, to)
-	}
-	if from == to {
-		return nil
-	}
-	for to > from+block && ctx.Err() == nil {
-		last := (to - 1) / block * block
-		if !r.tier.Load(p[last:to], off+int64(last)) {
-			break
+	from, to := len(p), 0 // from the first byte that is not kept to the last
+	for n := 0; n < len(p); {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		to = last
+		m, kept := r.tier.Load(p[n:], off+int64(n))
+		if !kept {
+			from, to = min(from, n), n+m
+		}
+		n += m
+	}
+	if from >= to {
+		return nil
 	}
 	if err := r.fetcher.ReadRange(ctx, p[from:to], off+int64(from)); err != nil {
 		return err
 	}
-	for ; from < to; from += block {
-		end := min(from+block, to)
-		r.tier.Save(p[from:end:end], off+int64(from))
-	}
+	r.tier.Save(p[from:to:to], off+int64(from))
 	return nil
 }
 

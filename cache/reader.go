@@ -29,13 +29,17 @@ type Fetcher interface {
 	ReadRange(ctx context.Context, p []byte, off int64) error
 }
 
-// Tier keeps blocks of one thing beyond memory, such as on a local disk. Calls are
+// Tier keeps pieces of one thing beyond memory, such as on a local disk, in units of
+// its own: a reader with a Tier needs a Block that is a whole number of them. Offsets
+// are multiples of the unit, and p is several units or ends with the thing. Calls are
 // concurrent.
 type Tier interface {
-	// Load fills p with the whole block at off if it is kept, and reports
-	// whether it is. If not, it may have written anything into p.
-	Load(p []byte, off int64) bool
-	// Save is given the block at off, just fetched. It must return at once; it
+	// Load returns how many bytes of p, from the first on and at least one unit,
+	// are of one status: kept, and then it has filled them in, or not. There may
+	// be more of that status behind. Into the rest of p it may have written
+	// anything.
+	Load(p []byte, off int64) (n int, kept bool)
+	// Save is given the bytes at off, just fetched. It must return at once; it
 	// may keep p, which is never written again.
 	Save(p []byte, off int64)
 }

@@ -18,30 +18,42 @@ func newShelf() *shelf {
 	return &shelf{blocks: map[int64][]byte{}, asked: map[int64]int{}, saved: map[int64]int{}}
 }
 
-func (s *shelf) Load(p []byte, off int64) bool {
+// shelfUnit is what a shelf keeps bytes in, beside the shorter end of a thing.
+const shelfUnit = 64 * kib
+
+func (s *shelf) Load(p []byte, off int64) (n int, kept bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked[off]++
-	b := s.blocks[off]
-	if len(b) != len(p) {
-		copy(p, "what is not kept may write anything")
-		return false
+	for n < len(p) {
+		part := p[n:min(n+shelfUnit, len(p))]
+		b, ok := s.blocks[off+int64(n)]
+		if n > 0 && ok != kept {
+			copy(part, "the rest may hold anything")
+			break
+		}
+		s.asked[off+int64(n)]++
+		kept = ok
+		n += len(part)
+		if copy(part, b); !ok {
+			copy(part, "what is not kept may hold anything")
+		}
 	}
-	copy(p, b)
-	return true
+	return n, kept
 }
 
 func (s *shelf) Save(p []byte, off int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.saved[off]++
-	s.blocks[off] = p
+	for n := 0; n < len(p); n += shelfUnit {
+		s.saved[off+int64(n)]++
+		s.blocks[off+int64(n)] = p[n:min(n+shelfUnit, len(p))]
+	}
 }
 
 // TestTierIsAskedFirst reads through a tier that has some of four blocks: one
 // fetch gets what lies between its first and last missing block.
 func TestTierIsAskedFirst(t *testing.T) {
-	const block = 64 * kib
+	const block = shelfUnit
 	const size = 3*block + 100
 	for _, tc := range []struct {
 		name    string

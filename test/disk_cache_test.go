@@ -25,7 +25,7 @@ func cachedImage(t *testing.T, s *S3, name string) []byte {
 	return want
 }
 
-// cacheFiles are the files of the blocks in a cache folder.
+// cacheFiles are the files of the chunks in a cache folder.
 func cacheFiles(t *testing.T, dir string) (list []string) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join(dir, "blocks"), func(path string, d fs.DirEntry, err error) error {
@@ -89,7 +89,10 @@ func TestDiskCache(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b[rand.IntN(len(b))] ^= 1 << rand.IntN(8)
+		const header, unit = 4096, 64 << 10
+		for at := header; at < len(b); at += unit {
+			b[at+rand.IntN(min(unit, len(b)-at))] ^= 1 << rand.IntN(8)
+		}
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}

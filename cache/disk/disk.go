@@ -14,6 +14,13 @@ import (
 )
 
 const (
+	// Unit is the bytes of what is kept or not: a multiple of it from the start
+	// of an object on, the last one of an object may be shorter.
+	Unit = 64 << 10
+	// Chunk is the bytes that one file is for, a multiple of it from the start of
+	// an object on.
+	Chunk = 1 << 20
+
 	mib = 1 << 20
 
 	minSize      = 16 * mib
@@ -31,18 +38,18 @@ var (
 	// ErrUnsafe says that others than this user may write into the folder, and
 	// so choose what is read from it.
 	ErrUnsafe = errors.New("others can write into it")
-	// ErrNoRoom says that a block was not kept because the file system is full.
+	// ErrNoRoom says that units were not kept because the file system is full.
 	ErrNoRoom = errors.New("no room on the file system")
-	// ErrDropped says that a block was not kept because the cache was closed.
+	// ErrDropped says that units were not kept because the cache was closed.
 	ErrDropped = errors.New("the cache is closed")
 )
 
-// Config says where blocks are kept, and how many.
+// Config says where units are kept, and how many.
 type Config struct {
 	// Dir is the folder. It is made if it does not exist; nothing in it is
 	// touched but what this package made.
 	Dir string
-	// Size is the bytes that blocks may take there, minimum 16 MiB.
+	// Size is the bytes that chunks may take there, minimum 16 MiB.
 	Size int64
 	// Queue is the bytes that may wait to be written, in memory. Default 64 MiB.
 	Queue int64
@@ -53,40 +60,43 @@ type Config struct {
 	Report func(error)
 }
 
-// Stats counts since Open, and states what is held now.
+// Stats counts since Open, and states what is held now: units of up to 64 KiB, but
+// for Evicted and Chunks, which are files of up to 16 units.
 type Stats struct {
-	Hits         uint64 `json:"hits"`          // blocks read
-	Misses       uint64 `json:"misses"`        // blocks asked for and not had
+	Hits         uint64 `json:"hits"`          // units read
+	Misses       uint64 `json:"misses"`        // units asked for and not had
 	ReadBytes    uint64 `json:"read_bytes"`    // of Hits
-	Written      uint64 `json:"written"`       // blocks
+	Written      uint64 `json:"written"`       // units
 	WrittenBytes uint64 `json:"written_bytes"` // of Written
-	Evicted      uint64 `json:"evicted"`       // blocks removed to make room
-	Dropped      uint64 `json:"dropped"`       // blocks not kept: too many were waiting, or no room
-	Damaged      uint64 `json:"damaged"`       // blocks whose file did not match its checksum or identity
+	Evicted      uint64 `json:"evicted"`       // chunks removed to make room
+	Dropped      uint64 `json:"dropped"`       // units not kept: too many were waiting, or no room
+	Damaged      uint64 `json:"damaged"`       // units that did not match their checksum, or whose chunk did not match its own or its identity
 	Errors       uint64 `json:"errors"`        // calls of the file system that failed
-	Blocks       int64  `json:"blocks"`        // held now
-	Bytes        int64  `json:"bytes"`         // that Blocks take
+	Chunks       int64  `json:"chunks"`        // held now
+	Bytes        int64  `json:"bytes"`         // that Chunks take
 	Waiting      int64  `json:"waiting_bytes"` // queued, in memory
-	Counted      bool   `json:"counted"`       // Blocks and Bytes are all there is; until then nothing is written
+	Counted      bool   `json:"counted"`       // Chunks and Bytes are all there is; until then nothing is written
 }
 
 // counters are the parts of Stats that any goroutine counts.
 type counters struct {
 	hits, misses, readBytes, written, writtenBytes atomic.Uint64
 	evicted, dropped, damaged, errors              atomic.Uint64
-	blocks, bytes                                  atomic.Int64
+	chunks, bytes                                  atomic.Int64
 	counted                                        atomic.Bool
 }
 
-// Cache is a folder of blocks. All methods may be called concurrently.
+// Cache is a folder of chunks. All methods may be called concurrently.
 type Cache struct {
 	cfg    Config
-	blocks string // folder of blocks
+	blocks string // folder of chunks
 	lock   *os.File
 	sys    system
 	n      counters
 	done   chan struct{} // closed when the writer has ended
 	wake   chan struct{} // the queue is no longer empty, or the cache is closed
+
+	heading sync.Mutex // held while the header of a chunk in place is written
 
 	mu       sync.Mutex // guards all below
 	closed   bool
@@ -101,14 +111,14 @@ type Cache struct {
 
 // system is what tests replace to make a disk fail or full.
 type system struct {
-	write func(name string, head, data []byte) error // makes or replaces a file
+	write func(f *os.File, p []byte, off int64) error
 	space func(dir string) (free, size int64, err error)
 }
 
 // Open makes or takes over a folder. Its time does not depend on what the folder
 // holds. Errors: ErrLocked, ErrUnsafe, and those of the file system.
 func Open(cfg Config) (*Cache, error) {
-	return open(cfg, system{write: writeFile, space: space})
+	return open(cfg, system{write: writeAt, space: space})
 }
 
 func open(cfg Config, sys system) (*Cache, error) {
@@ -250,7 +260,7 @@ func (c *Cache) Stats() Stats {
 		Hits: n.hits.Load(), Misses: n.misses.Load(), ReadBytes: n.readBytes.Load(),
 		Written: n.written.Load(), WrittenBytes: n.writtenBytes.Load(),
 		Evicted: n.evicted.Load(), Dropped: n.dropped.Load(), Damaged: n.damaged.Load(), Errors: n.errors.Load(),
-		Blocks: n.blocks.Load(), Bytes: n.bytes.Load(), Waiting: waiting, Counted: n.counted.Load(),
+		Chunks: n.chunks.Load(), Bytes: n.bytes.Load(), Waiting: waiting, Counted: n.counted.Load(),
 	}
 }
 

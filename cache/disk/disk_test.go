@@ -37,7 +37,7 @@ func start(t *testing.T, cfg Config, sys system) *Cache {
 		cfg.Size = minSize
 	}
 	if sys.write == nil {
-		sys.write = writeFile
+		sys.write = writeAt
 	}
 	if sys.space == nil {
 		sys.space = plenty
@@ -50,63 +50,79 @@ func start(t *testing.T, cfg Config, sys system) *Cache {
 	return c
 }
 
-// block is n bytes that no other seed has.
-func block(seed uint64, n int) []byte {
+// bytesOf is n bytes that no other seed has.
+func bytesOf(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 7}).Read(b)
 	return b
 }
 
-const unit = 64 << 10
+// unit is the bytes of unit i.
+func unit(i int) []byte { return bytesOf(uint64(i), Unit) }
+
+// units is the bytes of n units from i on.
+func units(i, n int) (p []byte) {
+	for k := range n {
+		p = append(p, unit(i+k)...)
+	}
+	return p
+}
+
+// apart is a unit in chunk i, another one in each.
+func apart(i int) int { return i*perChunk + i%perChunk }
 
 func object(c *Cache, key string) *Object {
 	return c.Object(Identity{Store: "s", Key: key, ETag: "v1", Size: 1 << 30})
 }
 
-// fill stores blocks from to to-1 of an object and waits for each.
-func fill(t *testing.T, o *Object, from, to int) {
+// put stores a unit and waits for it.
+func put(t *testing.T, o *Object, i int) {
 	t.Helper()
-	for i := from; i < to; i++ {
-		if err := o.Store(t.Context(), block(uint64(i), unit), int64(i)*unit); err != nil {
-			t.Fatalf("block %d: %v", i, err)
-		}
+	if err := o.Store(t.Context(), unit(i), int64(i)*Unit); err != nil {
+		t.Fatalf("unit %d: %v", i, err)
 	}
 }
 
-// load reports whether block i is kept, and fails on any wrong byte.
+// fill stores units from to to-1 of an object and waits for each.
+func fill(t *testing.T, o *Object, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		put(t, o, i)
+	}
+}
+
+// load reports whether unit i is kept, and fails on any wrong byte.
 func load(t *testing.T, o *Object, i int) bool {
 	t.Helper()
-	p := make([]byte, unit)
-	if !o.Load(p, int64(i)*unit) {
-		return false
+	p := make([]byte, Unit)
+	n, kept := o.Load(p, int64(i)*Unit)
+	if n != Unit {
+		t.Errorf("unit %d: %d bytes", i, n)
 	}
-	if !bytes.Equal(p, block(uint64(i), unit)) {
-		t.Errorf("block %d has other bytes", i)
+	if kept && !bytes.Equal(p, unit(i)) {
+		t.Errorf("unit %d has other bytes", i)
 	}
-	return true
+	return kept
 }
 
 // settled waits until nothing is queued.
 func settled(t *testing.T, c *Cache) {
 	t.Helper()
-	limit := time.Now().Add(patience)
-	for {
-		c.mu.Lock()
-		idle := len(c.jobs) == 0 && c.waiting == 0
-		c.mu.Unlock()
-		if idle && c.Stats().Counted {
-			break
-		}
-		if time.Now().After(limit) {
-			t.Fatal("the queue does not get empty")
-		}
-		time.Sleep(time.Millisecond)
+	if err := last(c, func(*Cache, job) error { return nil }); err != nil {
+		t.Fatal(err)
 	}
-	// Jobs without bytes: one more with a waiter is behind them.
-	_ = c.Object(Identity{ETag: "settled"}).Store(t.Context(), nil, 0)
 }
 
-// files are the paths of all blocks.
+// last lets the writer do something behind all that is queued, and waits for it.
+func last(c *Cache, do func(*Cache, job) error) error {
+	done := make(chan error, 1)
+	if !c.add(job{do: do, done: done}) {
+		return ErrDropped
+	}
+	return <-done
+}
+
+// files are the paths of all chunks.
 func files(t *testing.T, dir string) (list []string) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join(dir, "blocks"), func(path string, d fs.DirEntry, err error) error {
@@ -121,35 +137,75 @@ func files(t *testing.T, dir string) (list []string) {
 	return list
 }
 
-func TestBlocksOutliveTheCache(t *testing.T) {
+func TestUnitsOutliveTheCache(t *testing.T) {
 	dir := t.TempDir()
+	id := Identity{Store: "s", Key: "a", ETag: "v1", Size: 20*Unit + 100}
 	c := start(t, Config{Dir: dir}, system{})
-	o := object(c, "a")
-	for i := range 8 {
-		o.Save(block(uint64(i), unit), int64(i)*unit)
-	}
-	o.Save(block(8, 100), 8*unit) // the last, shorter one
+	o := c.Object(id)
+	o.Save(units(0, 3), 0)
+	o.Save(append(units(12, 8), bytesOf(20, 100)...), 12*Unit) // over the end of a chunk, to that of the object
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if load(t, o, 0) {
+	if n, kept := o.Load(make([]byte, Unit), 0); kept || n != Unit {
 		t.Error("a closed cache loads")
 	}
 
 	c = start(t, Config{Dir: dir}, system{})
-	o = object(c, "a")
-	for i := range 8 {
-		if !load(t, o, i) {
-			t.Errorf("block %d is gone", i)
+	o = c.Object(id)
+	p, want := make([]byte, id.Size), append(units(0, 20), bytesOf(20, 100)...)
+	for _, tc := range []struct {
+		off, n int64 // of each answer
+		kept   bool
+	}{
+		{0, 3 * Unit, true},
+		{3 * Unit, 9 * Unit, false},
+		{12 * Unit, 4 * Unit, true}, // to the end of the chunk
+		{16 * Unit, 4*Unit + 100, true},
+	} {
+		clear(p)
+		n, kept := o.Load(p[tc.off:], tc.off)
+		if int64(n) != tc.n || kept != tc.kept {
+			t.Errorf("from %d: %d bytes, kept %v, want %d, %v", tc.off, n, kept, tc.n, tc.kept)
 		}
-	}
-	p := make([]byte, 100)
-	if !o.Load(p, 8*unit) || !bytes.Equal(p, block(8, 100)) {
-		t.Error("the last block is gone")
+		if end := tc.off + tc.n; kept && !bytes.Equal(p[tc.off:end], want[tc.off:end]) {
+			t.Errorf("from %d: other bytes", tc.off)
+		}
 	}
 	settled(t, c)
 	s := c.Stats()
-	if s.Hits != 9 || s.Misses != 0 || s.Blocks != 10 || s.Damaged != 0 { // settled adds one
+	if s.Hits != 12 || s.Misses != 9 || s.Chunks != 2 || s.Damaged != 0 || s.ReadBytes != 11*Unit+100 {
+		t.Errorf("got %+v", s)
+	}
+}
+
+// TestOnlyWholeUnits: nothing is kept of anything else, and nothing is found.
+func TestOnlyWholeUnits(t *testing.T) {
+	c := start(t, Config{}, system{})
+	o := c.Object(Identity{Store: "s", Key: "a", ETag: "v1", Size: 3*Unit + 100})
+	for _, tc := range []struct{ off, n int64 }{
+		{0, 0},
+		{0, 100},
+		{100, Unit},
+		{0, Unit + 100},
+		{-Unit, Unit},
+		{3 * Unit, Unit},
+		{3 * Unit, 99},
+		{4 * Unit, Unit},
+		{3*Unit + 100, 0},
+		{1 << 62, Unit},
+	} {
+		p := make([]byte, tc.n)
+		o.Save(p, tc.off)
+		if o.Store(t.Context(), p, tc.off) == nil {
+			t.Errorf("%d bytes at %d are stored", tc.n, tc.off)
+		}
+		if n, kept := o.Load(p, tc.off); kept || n != len(p) {
+			t.Errorf("%d bytes at %d: %d, kept %v", tc.n, tc.off, n, kept)
+		}
+	}
+	settled(t, c)
+	if s := c.Stats(); s.Written != 0 || s.Chunks != 0 {
 		t.Errorf("got %+v", s)
 	}
 }
@@ -167,14 +223,14 @@ func TestAnotherIdentityFindsNothing(t *testing.T) {
 		"none":  {"s", "k", "", 1 << 30},
 	} {
 		if load(t, c.Object(other), 0) {
-			t.Errorf("another %s finds the block", name)
+			t.Errorf("another %s finds the unit", name)
 		}
 	}
 	if load(t, c.Object(id), 1) {
-		t.Error("another offset finds the block")
+		t.Error("another offset finds the unit")
 	}
 	if !load(t, c.Object(id), 0) {
-		t.Error("the same identity does not find the block")
+		t.Error("the same identity does not find the unit")
 	}
 }
 
@@ -182,74 +238,11 @@ func TestNothingIsKeptWithoutETag(t *testing.T) {
 	c := start(t, Config{}, system{})
 	o := c.Object(Identity{Store: "s", Key: "k", Size: 1})
 	o.Save([]byte("x"), 0)
-	if o.Store(t.Context(), []byte("x"), 0) == nil || o.Load(make([]byte, 1), 0) {
-		t.Error("an object without a version is kept")
+	if o.Store(t.Context(), []byte("x"), 0) == nil {
+		t.Error("an object without a version is stored")
 	}
-}
-
-// TestDamageIsNeverServed flips bits of every file, at every kind of place, cuts
-// and lengthens files, and moves whole files to other names.
-func TestDamageIsNeverServed(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		damage func(t *testing.T, path string, b []byte, rng *rand.Rand) []byte
-	}{
-		{"a bit of the header", func(_ *testing.T, _ string, b []byte, rng *rand.Rand) []byte {
-			b[rng.IntN(headerSize)] ^= 1 << rng.IntN(8)
-			return b
-		}},
-		{"a bit of the bytes", func(_ *testing.T, _ string, b []byte, rng *rand.Rand) []byte {
-			b[headerSize+rng.IntN(len(b)-headerSize)] ^= 1 << rng.IntN(8)
-			return b
-		}},
-		{"a page of zeros", func(_ *testing.T, _ string, b []byte, rng *rand.Rand) []byte {
-			clear(b[4096*(1+rng.IntN(14)):][:4096])
-			return b
-		}},
-		{"cut short", func(_ *testing.T, _ string, b []byte, rng *rand.Rand) []byte { return b[:rng.IntN(len(b))] }},
-		{"empty", func(_ *testing.T, _ string, b []byte, _ *rand.Rand) []byte { return b[:0] }},
-		{"longer", func(_ *testing.T, _ string, b []byte, _ *rand.Rand) []byte { return append(b, 0) }},
-		{"another block", func(_ *testing.T, _ string, b []byte, _ *rand.Rand) []byte {
-			h := makeHeader(Identity{Store: "other"}.sum(), b[headerSize:], 0)
-			return append(h[:], b[headerSize:]...)
-		}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			const blocks = 16
-			c := start(t, Config{}, system{})
-			o := object(c, "a")
-			fill(t, o, 0, blocks)
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
-			rng := rand.New(rand.NewPCG(seed, 0))
-			for _, path := range files(t, c.cfg.Dir) {
-				b, err := os.ReadFile(path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, tc.damage(t, path, b, rng), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for i := range blocks {
-				if load(t, o, i) {
-					t.Errorf("block %d is served", i)
-				}
-			}
-			if got := c.Stats().Damaged; got != blocks {
-				t.Errorf("%d of %d are counted as damaged", got, blocks)
-			}
-			settled(t, c)
-			if got := files(t, c.cfg.Dir); len(got) != 1 { // the one of settled
-				t.Errorf("%d damaged files are left", len(got)-1)
-			}
-			fill(t, o, 0, blocks)
-			for i := range blocks {
-				if !load(t, o, i) {
-					t.Errorf("block %d is not kept when it was fetched anew", i)
-				}
-			}
-		})
+	if _, kept := o.Load(make([]byte, 1), 0); kept {
+		t.Error("an object without a version is kept")
 	}
 }
 
@@ -257,36 +250,26 @@ func TestSizeIsABound(t *testing.T) {
 	dir := t.TempDir()
 	c := start(t, Config{Dir: dir, Size: minSize}, system{})
 	o := object(c, "a")
-	const blocks = 2 * minSize / unit
-	for i := range blocks {
-		fill(t, o, i, i+1)
+	const units = 2 * minSize / Unit
+	for i := range units {
+		put(t, o, i)
 		if got := c.Stats().Bytes; got > minSize {
-			t.Fatalf("%d bytes are held after block %d, more than %d", got, i, minSize)
+			t.Fatalf("%d bytes are held after unit %d, more than %d", got, i, minSize)
 		}
 	}
 	s := c.Stats()
 	if s.Evicted == 0 || s.Bytes < minSize/2 {
 		t.Errorf("got %+v", s)
 	}
-	var onDisk int64
-	for _, path := range files(t, dir) {
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		onDisk += footprint(info.Size())
-	}
-	if onDisk != s.Bytes {
-		t.Errorf("%d bytes lie there, %d are counted", onDisk, s.Bytes)
-	}
+	counted(t, c)
 	c.Close()
 
 	// A smaller bound holds from the start, before anything is written.
-	c2, err := open(Config{Dir: dir, Size: 2 * minSize}, system{writeFile, plenty})
+	c2, err := open(Config{Dir: dir, Size: 2 * minSize}, system{writeAt, plenty})
 	if err != nil {
 		t.Fatal(err)
 	}
-	fill(t, object(c2, "b"), 0, blocks/2)
+	fill(t, object(c2, "b"), 0, units/2)
 	c2.Close()
 	c = start(t, Config{Dir: dir, Size: minSize}, system{})
 	settled(t, c)
@@ -295,11 +278,36 @@ func TestSizeIsABound(t *testing.T) {
 	}
 }
 
+// counted holds what is counted against what lies there.
+func counted(t *testing.T, c *Cache) {
+	t.Helper()
+	settled(t, c)
+	var length, taken int64
+	list := files(t, c.cfg.Dir)
+	for _, path := range list {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		length += footprint(info.Size())
+		taken += info.Sys().(*syscall.Stat_t).Blocks * 512
+	}
+	s := c.Stats()
+	if s.Bytes != length || s.Chunks != int64(len(list)) {
+		t.Errorf("%d bytes in %d files lie there, %d in %d are counted", length, len(list), s.Bytes, s.Chunks)
+	}
+	if diff := s.Bytes - taken; diff < -Unit*s.Chunks || diff > Unit*s.Chunks {
+		t.Errorf("%d files take %d bytes, %d are counted", len(list), taken, s.Bytes)
+	}
+}
+
 func TestWhatIsUsedStays(t *testing.T) {
 	c := start(t, Config{Size: minSize}, system{})
 	o := object(c, "a")
-	const used, all = 64, 192 // of unit bytes, below the size together
-	fill(t, o, 0, all)
+	const used, all = 64, 192 // chunks of one unit, below the size together
+	for i := range all {
+		put(t, o, apart(i))
+	}
 	old := time.Now().Add(-time.Hour)
 	for _, path := range files(t, c.cfg.Dir) {
 		if err := os.Chtimes(path, old, old); err != nil {
@@ -307,38 +315,41 @@ func TestWhatIsUsedStays(t *testing.T) {
 		}
 	}
 	for i := range used {
-		load(t, o, i)
+		load(t, o, apart(i))
 	}
 	settled(t, c)
-	fill(t, o, all, all+160) // pushes out about 128
+	for i := all; i < all+160; i++ { // pushes out about 128
+		put(t, o, apart(i))
+	}
 	stays, others := 0, 0
 	for i := range all {
-		if _, err := os.Stat(filepath.Join(c.blocks, o.name(int64(i)*unit))); err == nil && i < used {
+		if _, err := os.Stat(filepath.Join(c.blocks, o.name(int64(i)*Chunk))); err == nil && i < used {
 			stays++
 		} else if err == nil {
 			others++
 		}
 	}
 	if stays != used || c.Stats().Evicted < 64 {
-		t.Errorf("%d of %d used blocks and %d others stay, %d were evicted", stays, used, others, c.Stats().Evicted)
+		t.Errorf("%d of %d used chunks and %d others stay, %d were evicted", stays, used, others, c.Stats().Evicted)
 	}
 }
 
 // TestQueueIsBounded stops the disk: saves return at once and are dropped.
 func TestQueueIsBounded(t *testing.T) {
 	stop := make(chan struct{})
-	sys := system{write: func(name string, head, data []byte) error {
+	sys := system{write: func(f *os.File, p []byte, off int64) error {
 		<-stop
-		return writeFile(name, head, data)
+		return writeAt(f, p, off)
 	}}
-	c := start(t, Config{Queue: 4 * unit}, sys)
+	c := start(t, Config{Queue: 4 * Unit}, sys)
 	t.Cleanup(sync.OnceFunc(func() { close(stop) })) // before the cache is closed
 	o := object(c, "a")
-	b := block(0, unit)
+	b := unit(0)
 	for i := range 100 {
-		o.Save(b, int64(i)*unit)
+		o.Save(b, int64(i)*Unit)
 	}
-	if s := c.Stats(); s.Dropped != 96 || s.Waiting != 4*unit {
+	o.Save(make([]byte, 40*Unit), 0)
+	if s := c.Stats(); s.Dropped != 136 || s.Waiting != 4*Unit {
 		t.Errorf("got %+v", s)
 	}
 }
@@ -351,11 +362,11 @@ func TestFolderThatIsEmptiedOrTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	if load(t, o, 0) {
-		t.Error("a removed block is served")
+		t.Error("a removed unit is served")
 	}
 	fill(t, o, 0, 32)
 	if !load(t, o, 31) {
-		t.Error("a block is not kept in a folder that was made anew")
+		t.Error("a unit is not kept in a folder that was made anew")
 	}
 	// Files of others are not counted, served or removed.
 	foreign := []string{
@@ -367,7 +378,7 @@ func TestFolderThatIsEmptiedOrTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fill(t, o, 0, 2*minSize/unit)
+	fill(t, o, 0, 2*minSize/Unit)
 	for _, name := range foreign {
 		if _, err := os.Stat(name); err != nil {
 			t.Error(err)
@@ -378,11 +389,11 @@ func TestFolderThatIsEmptiedOrTaken(t *testing.T) {
 func TestErrorsMeanNotKept(t *testing.T) {
 	broken := errors.New("the disk is broken")
 	c := start(t, Config{Report: func(error) {}}, system{
-		write: func(string, []byte, []byte) error { return broken },
+		write: func(*os.File, []byte, int64) error { return broken },
 		space: func(string) (int64, int64, error) { return 0, 0, broken },
 	})
 	o := object(c, "a")
-	if err := o.Store(t.Context(), block(0, unit), 0); !errors.Is(err, broken) {
+	if err := o.Store(t.Context(), unit(0), 0); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 	if load(t, o, 0) {
@@ -444,17 +455,17 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestManyAtATime(t *testing.T) {
 	c := start(t, Config{Size: minSize}, system{})
-	const objects, blocks = 4, 96 // more than fit together
+	const objects, units = 4, 96 // more than fit together
 	var wg sync.WaitGroup
 	for n := range objects {
 		o := object(c, fmt.Sprint(n))
 		for k := range 2 {
 			wg.Go(func() {
 				rng := rand.New(rand.NewPCG(uint64(n), uint64(k)))
-				for range 2 * blocks {
-					i := rng.IntN(blocks)
+				for range 2 * units {
+					i := rng.IntN(units)
 					if !load(t, o, i) {
-						o.Save(block(uint64(i), unit), int64(i)*unit)
+						o.Save(unit(i), int64(i)*Unit)
 					}
 				}
 			})

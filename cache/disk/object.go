@@ -1,18 +1,14 @@
 package disk
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -35,185 +31,171 @@ func (id Identity) sum() [sha256.Size]byte {
 	return sha256.Sum256(binary.BigEndian.AppendUint64(b, uint64(id.Size)))
 }
 
-// Object is the blocks of one version of an object. Its methods may be called
+// Object is the units of one version of an object. Its methods may be called
 // concurrently, and after the cache was closed.
 type Object struct {
-	c   *Cache
-	sum [sha256.Size]byte
-	off bool // nothing is kept of it
+	c    *Cache
+	sum  [sha256.Size]byte
+	size int64 // bytes
+	off  bool  // nothing is kept of it
 }
 
-// Object returns the blocks of id. It does no I/O.
+// Object returns the units of id. It does no I/O.
 func (c *Cache) Object(id Identity) *Object {
-	return &Object{c: c, sum: id.sum(), off: id.ETag == ""}
+	return &Object{c: c, sum: id.sum(), size: id.Size, off: id.ETag == ""}
 }
 
-// name is the path of the block at off, below the folder of blocks.
-func (o *Object) name(off int64) string {
-	var b [sha256.Size + 8]byte
-	copy(b[:], o.sum[:])
-	binary.BigEndian.PutUint64(b[sha256.Size:], uint64(off))
+// name is the path of the chunk at an offset, below the folder of chunks. The layout
+// is a part of it: files of another one are found by no lookup.
+func (o *Object) name(at int64) string {
+	var b [len(magic) + sha256.Size + 8]byte
+	copy(b[:], magic)
+	copy(b[len(magic):], o.sum[:])
+	binary.BigEndian.PutUint64(b[len(magic)+sha256.Size:], uint64(at))
 	sum := sha256.Sum256(b[:])
 	text := hex.EncodeToString(sum[:nameBytes])
 	return text[:2] + "/" + text[2:]
 }
 
 const (
-	// nameBytes is the part of a hash in a block's name.
+	// nameBytes is the part of a hash in a chunk's name.
 	nameBytes = 20
-	// useEvery is how old the time of a block's last use may be at another.
+	// useEvery is how old the time of a chunk's last use may be at another.
 	useEvery = time.Minute
 )
 
-// Load fills p with the block at off, whole, and reports whether it is kept.
-// When it is not, p may hold anything.
-func (o *Object) Load(p []byte, off int64) bool {
+// whole reports whether p at off is whole units of the object.
+func (o *Object) whole(p []byte, off int64) bool {
+	n := int64(len(p))
+	return off >= 0 && off%Unit == 0 && n > 0 && n <= o.size-off && (n%Unit == 0 || n == o.size-off)
+}
+
+// head is the part of p at off that lies in one chunk.
+func head(p []byte, off int64) []byte {
+	n := min(int64(len(p)), Chunk-off%Chunk)
+	return p[:n:n]
+}
+
+// Load looks at the units of p at off, which is a multiple of Unit; p is several of
+// them or ends with the object. It returns how many bytes, from the first on, are of
+// one status: kept, and then they are filled in, or not kept. There may be more of
+// that status: a call does not look beyond one chunk. What p has behind is undefined.
+func (o *Object) Load(p []byte, off int64) (n int, kept bool) {
 	c := o.c
-	if o.off || c.isClosed() {
-		return false
+	if o.off || c.isClosed() || !o.whole(p, off) {
+		return len(p), false
 	}
-	name := o.name(off)
-	used, err := o.read(p, off, filepath.Join(c.blocks, name))
-	var bad mismatch
-	switch {
-	case err == nil:
-		c.n.hits.Add(1)
-		c.n.readBytes.Add(uint64(len(p)))
+	p = head(p, off)
+	name := o.name(off - off%Chunk)
+	n, kept, used, err := o.read(p, off, filepath.Join(c.blocks, name))
+	if kept {
+		c.n.hits.Add(uint64(unitsOf(n)))
+		c.n.readBytes.Add(uint64(n))
 		if time.Since(used) > useEvery {
 			c.add(job{name: name, do: (*Cache).use})
 		}
-		return true
-	case errors.Is(err, os.ErrNotExist):
-	case errors.As(err, &bad):
-		c.n.damaged.Add(1)
-		c.report(fmt.Errorf("block %q is fetched anew: %w", name, err))
-		c.add(job{name: name, do: (*Cache).forget})
-	case errors.Is(err, syscall.EIO):
-		c.failed(err)
-		c.add(job{name: name, do: (*Cache).forget})
-	default:
+		return n, true
+	}
+	c.n.misses.Add(uint64(unitsOf(n)))
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return n, false
+	}
+	if isMismatch(err) {
+		c.n.damaged.Add(uint64(unitsOf(n)))
+		c.report(fmt.Errorf("chunk %q is fetched anew from offset %d on: %w", name, off, err))
+	} else {
 		c.failed(err)
 	}
-	c.n.misses.Add(1)
-	return false
+	if damaged(err) {
+		c.add(job{name: name, do: (*Cache).recheck, o: o, off: off})
+	}
+	return n, false
 }
 
-// read reads a block and returns when it was used last. What is not the block is
-// a mismatch.
-func (o *Object) read(p []byte, off int64, path string) (used time.Time, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+// read is Load in one chunk. It also returns when that was used last, and why units
+// are not kept that should be.
+func (o *Object) read(p []byte, off int64, path string) (n int, kept bool, used time.Time, err error) {
+	h, first := o.header(off)
+	f, err := o.c.openChunk(path, os.O_RDONLY, &h)
 	if err != nil {
-		return used, err
+		return len(p), false, used, err
 	}
 	defer f.Close()
+	run, kept := h.run(first, unitsOf(len(p)))
+	n = min(run*Unit, len(p))
+	if !kept {
+		return n, false, used, nil
+	}
 	info, err := f.Stat()
 	if err != nil {
-		return used, err
+		return n, false, used, err
 	}
-	if want := int64(headerSize + len(p)); info.Size() != want {
-		return used, mismatch(fmt.Sprintf("%d bytes, not %d", info.Size(), want))
+	if n, err = h.read(f, p[:n], first); n == 0 {
+		return min(Unit, len(p)), false, used, err
 	}
-	var h header
-	if err := full(f, h[:], 0); err != nil {
-		return used, err
-	}
-	if err := full(f, p, headerSize); err != nil {
-		return used, err
-	}
-	return info.ModTime(), h.check(o, p, off)
+	return n, true, info.ModTime(), nil // what is behind is asked for again
 }
 
-// full fills p from off.
-func full(f *os.File, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	} else if err == io.EOF {
-		return mismatch("cut short while it was read")
-	}
-	return err
+// header is that of a new chunk for the unit at off, and which one of it that is.
+func (o *Object) header(off int64) (h header, unit int) {
+	in := off % Chunk
+	return header{sum: o.sum, at: off - in}, int(in / Unit)
 }
 
-// Save is given the block at off, just fetched. It returns at once, and keeps p
-// until it is written: p must never be changed.
+// Save is given the bytes at off, just fetched, in whole units: see Load. It returns
+// at once, and keeps p until it is written: p must never be changed.
 func (o *Object) Save(p []byte, off int64) {
 	if o.off {
 		return
 	}
-	if !o.c.add(o.job(p, off)) {
-		o.c.n.dropped.Add(1)
+	if !o.whole(p, off) {
+		o.c.n.dropped.Add(uint64(unitsOf(len(p))))
+		return
+	}
+	for len(p) > 0 {
+		part := head(p, off)
+		if !o.c.add(o.job(part, off)) {
+			o.c.n.dropped.Add(uint64(unitsOf(len(part))))
+		}
+		p, off = p[len(part):], off+int64(len(part))
 	}
 }
 
-// Store is Save that waits until the block is kept, or is not: ErrNoRoom,
-// ErrDropped, or what the file system says. It is not bound by the queue's size:
-// its callers are what bounds it.
+// Store is Save that waits until all of p is kept, or some of it is not: ErrNoRoom,
+// ErrDropped, or what the file system says. After an error p may still be used. It
+// is not bound by the queue's size: its callers are what bounds it.
 func (o *Object) Store(ctx context.Context, p []byte, off int64) error {
 	if o.off {
 		return errors.New("an object without an ETag is not kept")
 	}
-	j := o.job(p, off)
-	j.done = make(chan error, 1)
-	if !o.c.add(j) {
-		return ErrDropped
+	if !o.whole(p, off) {
+		return fmt.Errorf("%d bytes at %d are no units of an object of %d bytes", len(p), off, o.size)
 	}
-	select {
-	case err := <-j.done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
+	jobs := 0
+	done := make(chan error, len(p)/Chunk+2) // the writer never waits
+	for len(p) > 0 {
+		part := head(p, off)
+		j := o.job(part, off)
+		j.done = done
+		if !o.c.add(j) {
+			return ErrDropped
+		}
+		jobs++
+		p, off = p[len(part):], off+int64(len(part))
 	}
+	for range jobs {
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (o *Object) job(p []byte, off int64) job {
-	return job{name: o.name(off), do: (*Cache).keep, data: p, sum: o.sum, off: off}
-}
-
-// headerSize is the length of a header.
-const headerSize = 64
-
-// header stands before a block's bytes in its file, integers little-endian:
-//
-//	0   magic, which ends in the version of the layout
-//	8   length of the block
-//	12  CRC-32C of its bytes
-//	16  sum of the identity
-//	48  offset of the block
-//	56  zeros
-//	60  CRC-32C of the bytes before
-type header [headerSize]byte
-
-const magic = "ifsblk\x00\x01"
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func makeHeader(sum [sha256.Size]byte, p []byte, off int64) (h header) {
-	copy(h[:], magic)
-	binary.LittleEndian.PutUint32(h[8:], uint32(len(p)))
-	binary.LittleEndian.PutUint32(h[12:], crc32.Checksum(p, castagnoli))
-	copy(h[16:], sum[:])
-	binary.LittleEndian.PutUint64(h[48:], uint64(off))
-	binary.LittleEndian.PutUint32(h[60:], crc32.Checksum(h[:60], castagnoli))
-	return h
-}
-
-// mismatch says in what a file is not the block that was looked for.
-type mismatch string
-
-func (m mismatch) Error() string { return string(m) }
-
-// check holds what was read against what was looked for.
-func (h *header) check(o *Object, p []byte, off int64) error {
-	want := makeHeader(o.sum, p, off)
-	switch {
-	case *h == want:
-		return nil
-	case binary.LittleEndian.Uint32(h[60:]) != crc32.Checksum(h[:60], castagnoli):
-		return mismatch("another checksum of the header")
-	case !bytes.Equal(h[16:60], want[16:60]):
-		return mismatch("another identity")
-	case !bytes.Equal(h[12:16], want[12:16]):
-		return mismatch("another checksum")
-	}
-	return mismatch("another layout")
+	return job{name: o.name(off - off%Chunk), do: (*Cache).keep, data: p, o: o, off: off}
 }

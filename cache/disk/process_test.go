@@ -25,31 +25,34 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child fills a folder until it is killed. Blocks push each other out.
+// child fills a folder until it is killed, units one by one and many at once, in any
+// order. Chunks push each other out.
 func child(dir string) {
-	c, err := open(Config{Dir: dir, Size: minSize}, system{writeFile, plenty})
+	c, err := open(Config{Dir: dir, Size: minSize}, system{writeAt, plenty})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
 	o := object(c, "a")
-	if err := o.Store(context.Background(), block(0, unit), 0); err != nil {
+	if err := o.Store(context.Background(), unit(0), 0); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
 	fmt.Println("ready")
-	for i := 1; ; i = (i + 1) % killBlocks {
-		p := make([]byte, unit)
-		if !o.Load(p, int64(i)*unit) {
-			o.Save(block(uint64(i), unit), int64(i)*unit)
+	for {
+		n := 1 + rand.IntN(1<<rand.IntN(6))
+		i := rand.IntN(killUnits - n)
+		p := make([]byte, n*Unit)
+		if n, kept := o.Load(p, int64(i)*Unit); !kept {
+			o.Save(units(i, n/Unit), int64(i)*Unit)
 		}
 	}
 }
 
-// killBlocks is how many blocks a child works on, more than fit.
-const killBlocks = 3 * minSize / unit / 2
+// killUnits is how many units a child works on, more than fit.
+const killUnits = 3 * minSize / Unit / 2
 
-// startChild starts a child and waits until it has written a block.
+// startChild starts a child and waits until it has written a unit.
 func startChild(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -88,7 +91,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 
 		c := start(t, Config{Dir: dir}, system{})
 		o := object(c, "a")
-		for i := range killBlocks {
+		for i := range killUnits {
 			if load(t, o, i) {
 				found++
 			}
@@ -99,7 +102,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		c.Close()
 	}
 	if found == 0 {
-		t.Error("no block outlived a kill")
+		t.Error("no unit outlived a kill")
 	}
 }
 

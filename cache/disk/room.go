@@ -16,9 +16,9 @@ import (
 // All of this file but footprints and space is called by the writer alone.
 
 const (
-	// folders is how many there are for blocks, by the first byte of their names.
+	// folders is how many there are for chunks, by the first byte of their names.
 	folders = 256
-	// sample is the least number of blocks that an eviction compares.
+	// sample is the least number of chunks that an eviction compares.
 	sample = 256
 	// share is which part of them it removes: one in share.
 	share = 8
@@ -31,9 +31,15 @@ const (
 // footprint is what a file of n bytes takes on the disk, in bytes.
 func footprint(n int64) int64 { return (n + 4095) &^ 4095 }
 
-// Footprint is the most that n bytes in blocks take of [Config.Size].
-func Footprint(n, block int64) int64 {
-	return (n + block - 1) / block * footprint(headerSize+block)
+// Footprint is what the units from from to to of an object take of [Config.Size], in
+// bytes, at most.
+func Footprint(from, to int64) int64 {
+	if from >= to {
+		return 0
+	}
+	chunks := (to-1)/Chunk - from/Chunk + 1
+	units := (to-1)/Unit - from/Unit + 1
+	return chunks*headerSize + units*Unit
 }
 
 // space is what a file system has free for its users, and has in all, in bytes.
@@ -51,17 +57,17 @@ func space(dir string) (free, size int64, err error) {
 	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
 
-// kept is a block as its folder lists it.
+// kept is a chunk as its folder lists it.
 type kept struct {
-	name string // below the folder of blocks
+	name string // below the folder of chunks
 	size int64  // that it takes
 	used time.Time
 }
 
-// folderName is the name of a folder of blocks.
+// folderName is the name of a folder of chunks.
 func folderName(folder int) string { return fmt.Sprintf("%02x", folder) }
 
-// folderOf is the folder that a block is in.
+// folderOf is the folder that a chunk is in.
 func folderOf(name string) int {
 	n, _ := strconv.ParseUint(name[:2], 16, 8)
 	return int(n)
@@ -90,16 +96,16 @@ func (c *Cache) list(folder int) []kept {
 		bytes += k.size
 	}
 	f := &c.w.folders[folder]
-	c.account(folder, int64(len(found))-f.blocks, bytes-f.bytes)
+	c.account(folder, int64(len(found))-f.chunks, bytes-f.bytes)
 	return found
 }
 
 // account adds to what a folder holds.
-func (c *Cache) account(folder int, blocks, bytes int64) {
+func (c *Cache) account(folder int, chunks, bytes int64) {
 	f := &c.w.folders[folder]
-	f.blocks += blocks
+	f.chunks += chunks
 	f.bytes += bytes
-	c.n.blocks.Add(blocks)
+	c.n.chunks.Add(chunks)
 	c.n.bytes.Add(bytes)
 }
 
@@ -116,7 +122,7 @@ func (c *Cache) count() {
 }
 
 // shrink evicts what is too much. It asks the file system once: one that tells
-// later what was freed must not cost all blocks.
+// later what was freed must not cost all chunks.
 func (c *Cache) shrink() {
 	for n := c.excess(0); n > 0 && !c.late(); {
 		freed := c.evict()
@@ -141,7 +147,7 @@ func (c *Cache) excess(need int64) int64 {
 }
 
 // makeRoom evicts until need bytes fit. For a file system that is short of room
-// it evicts once for each block, for the same reason as shrink.
+// it evicts once for each write, for the same reason as shrink.
 func (c *Cache) makeRoom(need int64) error {
 	for c.n.bytes.Load()+need > c.cfg.Size {
 		if c.evict() == 0 {
@@ -152,12 +158,12 @@ func (c *Cache) makeRoom(need int64) error {
 		c.evict()
 	}
 	if n := c.excess(need); n > 0 {
-		return fmt.Errorf("%w: %d bytes too few for a block of %d", ErrNoRoom, n, need)
+		return fmt.Errorf("%w: %d bytes too few for %d more", ErrNoRoom, n, need)
 	}
 	return nil
 }
 
-// evict removes some of the blocks in the next folders and returns the bytes that
+// evict removes some of the chunks in the next folders and returns the bytes that
 // are free by that; 0 if nothing could be removed.
 func (c *Cache) evict() (freed int64) {
 	var list []kept

@@ -31,9 +31,9 @@ func TestSomeSpaceStaysFree(t *testing.T) {
 	mu.Unlock()
 	o := object(opened, "a")
 	for i := range 128 {
-		fill(t, o, i, i+1)
+		put(t, o, i)
 		if free, _, _ := sys.space(""); free < least {
-			t.Fatalf("%d bytes are free after block %d, fewer than %d", free, i, least)
+			t.Fatalf("%d bytes are free after unit %d, fewer than %d", free, i, least)
 		}
 	}
 	if opened.Stats().Evicted == 0 {
@@ -46,7 +46,7 @@ func TestSomeSpaceStaysFree(t *testing.T) {
 	mu.Unlock()
 	var err error
 	for i := range 128 {
-		err = o.Store(t.Context(), block(uint64(i), unit), int64(i)*unit)
+		err = o.Store(t.Context(), unit(i), int64(i)*Unit)
 	}
 	if !errors.Is(err, ErrNoRoom) {
 		t.Errorf("got %v, want ErrNoRoom", err)
@@ -77,14 +77,14 @@ func TestFullDiskEvictsThenGoesOnWithout(t *testing.T) {
 	var c *Cache
 	room := int64(2 * mib) // that the file system really has
 	var reports []string
-	sys := system{write: func(name string, head, data []byte) error {
+	sys := system{write: func(f *os.File, p []byte, off int64) error {
 		mu.Lock()
 		defer mu.Unlock()
-		if c != nil && c.n.bytes.Load()+footprint(int64(len(head)+len(data))) > room {
-			_ = writeFile(name, head, data[:len(data)/2]) // as far as it went
-			return &os.PathError{Op: "write", Path: name, Err: syscall.ENOSPC}
+		if c != nil && off > 0 && c.n.bytes.Load()+headerSize+int64(len(p)) > room {
+			_ = writeAt(f, p[:len(p)/2], off) // as far as it went
+			return &os.PathError{Op: "write", Path: f.Name(), Err: syscall.ENOSPC}
 		}
-		return writeFile(name, head, data)
+		return writeAt(f, p, off)
 	}}
 	opened := start(t, Config{Report: func(err error) { reports = append(reports, err.Error()) }}, sys)
 	mu.Lock()
@@ -95,11 +95,12 @@ func TestFullDiskEvictsThenGoesOnWithout(t *testing.T) {
 	if s := opened.Stats(); s.Evicted == 0 || s.Errors != 0 || s.Bytes > room {
 		t.Errorf("got %+v", s)
 	}
+	counted(t, opened)
 	mu.Lock()
 	room = 0
 	mu.Unlock()
 	for i := range 100 {
-		if err := o.Store(t.Context(), block(1, unit), int64(1000+i)*unit); !errors.Is(err, syscall.ENOSPC) {
+		if err := o.Store(t.Context(), unit(1), int64(1000+i)*Unit); !errors.Is(err, syscall.ENOSPC) {
 			t.Fatalf("got %v, want ENOSPC", err)
 		}
 	}
@@ -140,7 +141,7 @@ func TestTmpfsThatIsFull(t *testing.T) {
 	c = start(t, Config{Dir: dir, Size: 64 * mib}, system{space: space})
 	o = object(c, "b")
 	for i := range 300 {
-		fill(t, o, i, i+1)
+		put(t, o, i)
 		if free, size, err := space(dir); err != nil || free < size/freePart {
 			t.Fatalf("%d of %d are free, %v", free, size, err)
 		}
@@ -154,7 +155,7 @@ func TestTmpfsThatIsFull(t *testing.T) {
 	}
 	_ = os.WriteFile(filepath.Join(dir, "other"), other, 0o600)
 	for i := range 300 {
-		_ = o.Store(t.Context(), block(uint64(i), unit), int64(i)*unit)
+		_ = o.Store(t.Context(), unit(i), int64(i)*Unit)
 	}
 	if free, size, err := space(dir); err != nil || free < size/freePart {
 		t.Errorf("%d of %d are free, %v", free, size, err)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"imagefs/cache"
 	"imagefs/cache/disk"
 	"imagefs/remote"
 	"imagefs/remote/catalog"
@@ -20,7 +19,7 @@ import (
 
 const (
 	// warmSpan is the most that one request of a warming asks for, in bytes.
-	warmSpan = 8 * cache.DefaultBlock
+	warmSpan = 8 * disk.Chunk
 	// warmParallel is how many requests are in flight.
 	warmParallel = 8
 )
@@ -49,15 +48,15 @@ func (r *byteRange) Set(v string) error {
 	return nil
 }
 
-// of is the part of a file in the range, in whole blocks of the cache.
+// of is the part of a file in the range, in whole units of the disk cache.
 func (r byteRange) of(total int64) (from, to int64) {
-	const block = cache.DefaultBlock
+	const unit = disk.Unit
 	if r == (byteRange{}) {
 		return 0, total
 	}
-	from = min(r.off, total) / block * block
+	from = min(r.off, total) / unit * unit
 	end := r.off + min(r.n, total) // cannot overflow: sizes are below 2^62
-	return from, min((end+block-1)/block*block, total)
+	return from, min((end+unit-1)/unit*unit, total)
 }
 
 // warmFlags are what a warming can be told.
@@ -159,7 +158,7 @@ func (f *warmFlags) choose(ctx context.Context, s *session, name string) ([]cata
 		if f.part.off >= d.Object.Size && d.Object.Size > 0 {
 			return nil, usagef("--range %s lies beyond %q, which has %d bytes", &f.part, d.Object.Key, d.Object.Size)
 		}
-		total += disk.Footprint(to-from, cache.DefaultBlock)
+		total += disk.Footprint(from, to)
 	}
 	if total > int64(f.cache.size) {
 		return nil, fmt.Errorf("image %q takes %d bytes of the cache, which may have %d: say a larger --disk-cache-size, or --disk and --range", name, total, f.cache.size)
@@ -172,7 +171,7 @@ func (f *warmFlags) warm(ctx context.Context, s *session, name string, d catalog
 	from, to := f.part.of(d.Object.Size)
 	e := event{Source: d.Object.Key, Image: name, Disk: &d.Number, Bytes: to - from}
 	report.event("fetching", e)
-	w := &warming{store: s.store, version: d.Object, blocks: s.object(d.Object), to: to}
+	w := &warming{store: s.store, version: d.Object, kept: s.object(d.Object), to: to}
 	w.next.Store(from)
 	progress := report.step("fetching", e)
 	w.progress = func(done int64) { progress(done, to-from) }
@@ -188,7 +187,7 @@ func (f *warmFlags) warm(ctx context.Context, s *session, name string, d catalog
 type warming struct {
 	store    remote.Store
 	version  remote.Object
-	blocks   *disk.Object
+	kept     *disk.Object
 	to       int64
 	progress func(done int64)
 
@@ -221,16 +220,16 @@ func (w *warming) run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// span gets the blocks of p that are not kept by one request, from the first of
-// them to the last.
+// span gets the units of p that are not kept by one request, from the first of them
+// to the last.
 func (w *warming) span(ctx context.Context, p []byte, off int64) error {
-	const block = cache.DefaultBlock
 	from, to := len(p), 0
-	for n := 0; n < len(p); n += block {
-		end := min(n+block, len(p))
-		if !w.blocks.Load(p[n:end], off+int64(n)) {
-			from, to = min(from, n), end
+	for n := 0; n < len(p); {
+		m, kept := w.kept.Load(p[n:], off+int64(n))
+		if !kept {
+			from, to = min(from, n), n+m
 		}
+		n += m
 	}
 	if from >= to {
 		return nil
@@ -238,14 +237,11 @@ func (w *warming) span(ctx context.Context, p []byte, off int64) error {
 	if err := w.store.ReadRange(ctx, w.version, p[from:to], off+int64(from)); err != nil {
 		return err
 	}
-	for n := from; n < to; n += block {
-		end := min(n+block, to)
-		if err := w.blocks.Store(ctx, p[n:end], off+int64(n)); err != nil {
-			if errors.Is(err, disk.ErrNoRoom) {
-				return fmt.Errorf("%w: what was fetched until now stays", err)
-			}
-			return err
+	if err := w.kept.Store(ctx, p[from:to], off+int64(from)); err != nil {
+		if errors.Is(err, disk.ErrNoRoom) {
+			return fmt.Errorf("%w: what was fetched until now stays", err)
 		}
+		return err
 	}
 	w.fetched.Add(int64(to - from))
 	return nil

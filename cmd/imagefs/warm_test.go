@@ -13,15 +13,15 @@ import (
 )
 
 func TestByteRange(t *testing.T) {
-	const mib = 1 << 20
+	const kib64, mib = 64 << 10, 1 << 20
 	for _, tc := range []struct {
 		in       string
 		total    int64
 		from, to int64
 	}{
-		{"0-1", 10 * mib, 0, mib},
+		{"0-1", 10 * mib, 0, kib64},
 		{"1M-1M", 10 * mib, mib, 2 * mib},
-		{"1500K-1M", 10 * mib, mib, 3 * mib},
+		{"1500K-1M", 10 * mib, 23 * kib64, 40 * kib64},
 		{"8M-1T", 10*mib + 5, 8 * mib, 10*mib + 5},
 		{"1T-1T", 10*mib + 5, 10 * mib, 10*mib + 5},
 	} {
@@ -150,7 +150,15 @@ func TestWarmRefuses(t *testing.T) {
 
 // TestFootprint: what is said to fit does.
 func TestFootprint(t *testing.T) {
-	if got := disk.Footprint(20<<20+1, 1<<20); got != 21*(1<<20+4096) {
-		t.Errorf("got %d", got)
+	const mib = 1 << 20
+	for _, tc := range []struct{ from, to, want int64 }{
+		{0, 0, 0},
+		{0, 20 * mib, 20 * (mib + 4096)},
+		{0, 20*mib + 1, 20*(mib+4096) + 64<<10 + 4096},
+		{mib - 64<<10, mib + 64<<10, 2 * (64<<10 + 4096)},
+	} {
+		if got := disk.Footprint(tc.from, tc.to); got != tc.want {
+			t.Errorf("from %d to %d: got %d, want %d", tc.from, tc.to, got, tc.want)
+		}
 	}
 }
