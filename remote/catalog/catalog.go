@@ -202,7 +202,7 @@ func (c *Catalog) Refresh(ctx context.Context) (changed []string, err error) {
 				next[name] = old
 			}
 		case r.group.equal(old.group):
-			next[name] = old
+			next[name], l.adopted[name] = old, old.group
 		}
 	}
 	for name := range c.records {

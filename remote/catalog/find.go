@@ -12,7 +12,7 @@ import (
 
 // Before the store was listed, a name is looked for by itself: its entry, what
 // may hide objects of that name, and those objects, in the order in which a
-// listing sees them. That takes four requests, and two more where numbered
+// listing sees them. That takes four questions, and two more where numbered
 // objects may make it up or it may be such an object.
 
 // Exists reports whether there is an image of that name. It does I/O before

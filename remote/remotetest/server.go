@@ -37,6 +37,7 @@ type Server struct {
 	mu       sync.Mutex // guards the fields below
 	keys     [2]string  // the access key and secret in force
 	objects  map[string]stored
+	sorted   []string // keys of objects; nil after one came or went
 	uploads  map[string]*upload
 	ended    []*upload // completed or aborted
 	faults   Faults
@@ -188,7 +189,7 @@ func (s *Server) Take() []Request {
 func (s *Server) Put(key string, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.objects[key] = newStored(bytes.Clone(data), nil)
+	s.set(key, newStored(bytes.Clone(data), nil))
 }
 
 // Get returns the bytes of an object, and whether there is one. They are not
@@ -200,11 +201,23 @@ func (s *Server) Get(key string) ([]byte, bool) {
 	return o.data, ok
 }
 
-// Keys returns the keys of all objects, in byte order.
+// Keys returns the keys of all objects, in byte order. They are not to be
+// modified.
 func (s *Server) Keys() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.objects))
+	if s.sorted == nil {
+		s.sorted = slices.Sorted(maps.Keys(s.objects))
+	}
+	return s.sorted
+}
+
+// set makes o the current version of key. The caller holds s.mu.
+func (s *Server) set(key string, o stored) {
+	if _, ok := s.objects[key]; !ok {
+		s.sorted = nil
+	}
+	s.objects[key] = o
 }
 
 // Uploads returns the number of multipart uploads neither completed nor aborted.

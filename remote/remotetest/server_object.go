@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,10 +67,13 @@ func (c *call) list() {
 		MaxKeys: limit, ContinuationToken: q.Get("continuation-token"),
 	}
 	last := ""
-	for _, key := range c.s.Keys() {
+	keys := c.s.Keys()
+	// After a folder come keys in it, which begin with it.
+	first, _ := slices.BinarySearch(keys, max(prefix, after))
+	for _, key := range keys[first:] {
 		rest, ok := strings.CutPrefix(key, prefix)
 		if !ok {
-			continue
+			break
 		}
 		entry, folder := key, false
 		if i := strings.Index(rest, delimiter); delimiter != "" && i >= 0 {
@@ -128,6 +132,7 @@ func (c *call) object(body []byte) {
 		}
 		c.s.mu.Lock()
 		delete(c.s.objects, c.key)
+		c.s.sorted = nil
 		c.s.mu.Unlock()
 		c.send(http.StatusNoContent, nil)
 	case http.MethodPost:
@@ -260,7 +265,7 @@ func (c *call) put(o stored) {
 	case match != "" && match != want:
 		code = "PreconditionFailed"
 	default:
-		c.s.objects[c.key] = o
+		c.s.set(c.key, o)
 	}
 	c.s.mu.Unlock()
 	switch code {
