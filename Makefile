@@ -61,7 +61,7 @@ lint: ## formatting, vet, staticcheck, tidy modules, the import rules
 	$(GO) test -count=1 -run '^Test(ImportRules|TopLevel)$$' ./test
 
 bench: build s3server ## compare with what users do today, side by side in one run
-	@test/install
+	@test/install bench
 	$(GO) -C test/bench build -trimpath -o ../../bin/bench .
 	bin/bench $(BENCHFLAGS)
 

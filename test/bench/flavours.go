@@ -1,13 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"time"
 )
 
 // A flavour is a file of the mount that qemu-img makes in the time of a
@@ -18,8 +17,6 @@ type flavour struct {
 	args   []string // of qemu-img convert
 	packed bool     // the file is a tar archive of the disk
 }
-
-var streamOptimized = []string{"-O", "vmdk", "-o", "subformat=streamOptimized"}
 
 var flavours = []flavour{
 	{"zlib.qcow2", "disk0.zlib.qcow2", []string{"-c", "-O", "qcow2"}, false},
@@ -40,80 +37,61 @@ func (b *bench) flavours() error {
 	defer os.RemoveAll(store)
 	stream := b.path("store", "stream.vmdk")
 	defer os.Remove(stream)
-	if err := command("qemu-img", slices.Concat([]string{"convert", "-W", "-m", "8"}, streamOptimized, []string{b.path("store", "zlib.qcow2"), stream})...); err != nil {
+	if err := b.command("qemu-img", slices.Concat([]string{"convert", "-W", "-m", "8"}, streamOptimized, []string{b.path("store", "zlib.qcow2"), stream})...); err != nil {
 		return err
 	}
 	for _, source := range []string{"zlib.qcow2", "zstd.qcow2", "stream.vmdk"} { // an import makes the index that the views need
-		if err := command(b.imagefs, "import", "-q", store, b.path("store", source)); err != nil {
+		if err := b.command(b.imagefs, "import", "-q", store, b.path("store", source)); err != nil {
 			return err
 		}
 	}
-	b.head("cp of a compressed view or a package against qemu-img convert -W -m 8 (and tar)", "cp", "qemu-img")
-	var notes []string
+	head(b.out, "cp of a compressed view or a package against making it")
+	var errs []error
 	for _, f := range flavours {
-		note, err := b.flavourOne(store, f)
-		if err != nil {
-			return err
+		rival := qemuImg
+		if f.packed {
+			rival = qemuTar
 		}
-		notes = append(notes, note)
+		var theirs int64
+		err := b.hold(contest{
+			part: "flavours", name: f.source + " -> " + f.file, laps: twoLaps,
+			ours: b.cpTwice(store, filepath.Join("images", stem(f.source), f.file)),
+			entrants: []entrant{{rival: rival, run: func(t *turn) error {
+				err := t.time("", func() error { return t.make(f, t.out()) })
+				size, err2 := sizeOf(t.path("out"))
+				theirs = size
+				return errors.Join(err, err2)
+			}}},
+		})
+		errs = append(errs, cmp.Or(err, b.sizes(store, f, theirs)))
 	}
-	for _, n := range notes {
-		fmt.Fprintln(b.out, "  "+n)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// flavourOne compares the first cp of a file, in a new mount, and one of which
-// the kernel holds all pages with making it. The note tells of the sizes.
-func (b *bench) flavourOne(store string, f flavour) (note string, err error) {
-	out := b.path("out")
-	var ours, theirs int64
-	cp := func(path string) (time.Duration, error) {
-		defer os.Remove(out)
-		took, err := timed(func() error { return command("cp", path, out) })
-		return took, errors.Join(err, sizeOf(out, &ours))
-	}
-	times, err := b.turns(func() ([]time.Duration, error) {
-		mnt, done, err := b.mount(store, "--read-only")
-		if err != nil {
-			return nil, err
-		}
-		path := filepath.Join(mnt, "images", strings.TrimSuffix(f.source, filepath.Ext(f.source)), f.file)
-		first, err1 := cp(path)
-		warm, err2 := cp(path)
-		done()
-		defer os.Remove(out)
-		made, err3 := timed(func() error { return b.make(f, out) })
-		return []time.Duration{first, warm, made}, errors.Join(err1, err2, err3, sizeOf(out, &theirs))
-	})
+// sizes prints how large a flavour is beside what the rival made.
+func (b *bench) sizes(store string, f flavour, theirs int64) error {
+	t := &turn{bench: b, ctx: b.ctx}
+	defer t.end()
+	mnt, err := t.mount(store, "--read-only")
 	if err != nil {
-		return "", err
+		return err
 	}
-	what := f.source + " -> " + f.file
-	b.row(what+", first", times[0], times[2])
-	b.row(what+", warm", times[1], times[2])
-	return fmt.Sprintf("%-34s %12d bytes, qemu-img's %12d: %+.2f %%", what, ours, theirs, 100*float64(ours-theirs)/float64(theirs)), nil
+	ours, err := sizeOf(filepath.Join(mnt, "images", stem(f.source), f.file))
+	if err == nil && theirs > 0 {
+		fmt.Fprintf(b.out, "  %d bytes, the rival's %d: %+.2f %%\n", ours, theirs, 100*float64(ours-theirs)/float64(theirs))
+	}
+	return err
 }
 
 // make makes what a flavour is, as one does without imagefs.
-func (b *bench) make(f flavour, out string) error {
-	disk := out
+func (t *turn) make(f flavour, out string) error {
+	to := out
 	if f.packed {
-		disk = b.path("disk")
-		defer os.Remove(disk)
+		to = t.path("disk")
+		t.later(func() { _ = os.Remove(to) })
 	}
-	args := slices.Concat([]string{"convert", "-W", "-m", "8"}, f.args, []string{b.path("store", f.source), disk})
-	if err := command("qemu-img", args...); err != nil || !f.packed {
+	if err := t.convert(t.path("store", f.source), to, f.args); err != nil || !f.packed {
 		return err
 	}
-	return command("tar", "-C", b.dir, "-cf", out, filepath.Base(disk))
-}
-
-func sizeOf(path string, size *int64) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	*size = info.Size()
-	return nil
+	return t.run("tar", "-C", t.dir, "-cf", out, filepath.Base(to))
 }

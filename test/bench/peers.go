@@ -1,35 +1,175 @@
 package main
 
 import (
-	"bufio"
-	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strings"
-	"syscall"
+	"path/filepath"
+	"slices"
 	"time"
-	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
-const directFlag = syscall.O_DIRECT
-
-// aligned returns n bytes that O_DIRECT accepts.
-func aligned(n int) []byte {
-	const page = 4096
-	b := make([]byte, n+page)
-	off := int(-uintptr(unsafe.Pointer(&b[0])) & (page - 1))
-	return b[off : off+n : off+n]
+// mount mounts a store with imagefs until the turn is over.
+func (t *turn) mount(store string, args ...string) (mnt string, err error) {
+	if mnt, err = t.mountpoint("mnt"); err != nil {
+		return "", err
+	}
+	args = slices.Concat([]string{"mount", "--formats", "all"}, args, []string{store, mnt})
+	if err := t.run(t.imagefs, args...); err != nil {
+		return "", err
+	}
+	doc, err := os.ReadFile(filepath.Join(mnt, ".imagefs/config"))
+	if err != nil {
+		return "", err
+	}
+	var config struct {
+		PID int `json:"pid"`
+	}
+	if err := json.Unmarshal(doc, &config); err != nil {
+		return "", err
+	}
+	t.daemons = append(t.daemons, config.PID)
+	t.later(func() { unmount(mnt); gone(config.PID) })
+	return mnt, nil
 }
 
-// serveLoopback mounts dir at mnt through the library's loopback, with the
-// settings of request size that imagefs uses.
-func serveLoopback(dir, mnt string) error {
+// mountS3 is mount of the bucket of a server.
+func (t *turn) mountS3(s *s3peer, args ...string) (mnt string, err error) {
+	return t.mount("s3://"+bucket, append([]string{"--endpoint", s.endpoint, "--path-style", "path", "--read-only"}, args...)...)
+}
+
+// disk is the path of a view of an image's first disk.
+func disk(mnt, image, view string) string {
+	return filepath.Join(mnt, "images", image, "disk0."+view)
+}
+
+// convert runs qemu-img with what was found best for such a conversion.
+func (t *turn) convert(src, out string, args []string) error {
+	how := t.best(src, args)
+	return t.run("qemu-img", slices.Concat([]string{"convert"}, how, args, []string{src, out})...)
+}
+
+// settings are those of qemu-img that users turn: the requests in flight, and
+// whether what it writes may be out of order.
+var qemuSettings = [][]string{{"-W", "-m", "8"}, {"-W", "-m", "16"}, {"-m", "8"}, nil}
+
+// best tells how qemu-img converts best, or the first setting where that was not tried.
+func (b *bench) best(src string, args []string) []string {
+	how, ok := b.settings[fmt.Sprint(src, args)]
+	if !ok {
+		return qemuSettings[0]
+	}
+	return how
+}
+
+// tryQemu finds how qemu-img converts best, by trying each way once.
+func (b *bench) tryQemu(src string, args []string) error {
+	out := b.path("out")
+	defer os.Remove(out)
+	least := time.Duration(-1)
+	for _, how := range qemuSettings {
+		start := time.Now()
+		if err := b.command("qemu-img", slices.Concat([]string{"convert"}, how, args, []string{src, out})...); err != nil {
+			return err
+		}
+		if took := time.Since(start); least < 0 || took < least {
+			least, b.settings[fmt.Sprint(src, args)] = took, how
+		}
+		_ = os.Remove(out)
+	}
+	return nil
+}
+
+// xmounted shows a raw disk in another format through xmount, and returns the
+// folder in which it does.
+func (t *turn) xmounted(raw, format string) (mnt string, err error) {
+	if mnt, err = t.mountpoint("xmount"); err != nil {
+		return "", err
+	}
+	if err := t.run("xmount", "--in", "raw", raw, "--out", format, mnt); err != nil {
+		return "", err
+	}
+	pid, ok := processOf(mnt)
+	if !ok || !mounted(mnt) {
+		return "", errors.New("xmount does not run")
+	}
+	t.daemons = append(t.daemons, pid)
+	t.later(func() { unmount(mnt); gone(pid) })
+	return mnt, nil
+}
+
+// exported shows a qcow2 as a raw disk through the storage daemon of QEMU.
+func (t *turn) exported(qcow2 string) (file string, err error) {
+	dir, err := t.folder("export")
+	if err != nil {
+		return "", err
+	}
+	file = filepath.Join(dir, "disk")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		return "", err
+	}
+	t.later(func() { unmount(file) })
+	return file, t.background(func() bool { return mounted(file) }, "qemu-storage-daemon",
+		"--blockdev", "driver=file,node-name=f,read-only=on,filename="+qcow2,
+		"--blockdev", "driver=qcow2,node-name=q,read-only=on,file=f",
+		"--export", "type=fuse,id=e,node-name=q,allow-other=off,mountpoint="+file)
+}
+
+// rclone shows a bucket through rclone mount.
+func (t *turn) rclone(s *s3peer, args ...string) (mnt string, err error) {
+	if mnt, err = t.mountpoint("rclone"); err != nil {
+		return "", err
+	}
+	cache, err := t.folder("rclone-cache")
+	if err != nil {
+		return "", err
+	}
+	// Its S3 client cannot use one, and the server speaks plain HTTP.
+	if err := os.Unsetenv("AWS_CA_BUNDLE"); err != nil {
+		return "", err
+	}
+	args = slices.Concat([]string{
+		"mount", "--config", "", "--cache-dir", cache, "--read-only", "--s3-provider", "Other", "--s3-env-auth",
+		"--s3-endpoint", s.endpoint, "--s3-region", "us-east-1", "--s3-force-path-style",
+	}, args, []string{":s3:" + bucket, mnt})
+	return mnt, t.background(func() bool { return mounted(mnt) }, "rclone", args...)
+}
+
+// s3fs shows a bucket through s3fs.
+func (t *turn) s3fs(s *s3peer) (mnt string, err error) {
+	if mnt, err = t.mountpoint("s3fs"); err != nil {
+		return "", err
+	}
+	tmp, err := t.folder("s3fs-tmp")
+	if err != nil {
+		return "", err
+	}
+	password := filepath.Join(tmp, "password")
+	if err := os.WriteFile(password, []byte(accessKey+":"+secretKey+"\n"), 0o600); err != nil {
+		return "", err
+	}
+	return mnt, t.background(func() bool { return mounted(mnt) }, "s3fs", bucket, mnt, "-f", "-o",
+		"ro,use_path_request_style,tmpdir="+tmp+",passwd_file="+password+",url="+s.endpoint)
+}
+
+// loopback shows a folder through the library's own loopback.
+func (t *turn) loopback(dir string) (mnt string, err error) {
+	if mnt, err = t.mountpoint("loop"); err != nil {
+		return "", err
+	}
+	ready := filepath.Join(dir, "ready")
+	t.later(func() { _ = os.Remove(ready) })
+	return mnt, t.background(func() bool { _, err := os.Stat(ready); return err == nil }, "/proc/self/exe", "loopback", dir, mnt, ready)
+}
+
+// serveLoopback mounts a folder through the library's loopback, with the
+// settings of request size that imagefs uses, and then makes the file ready.
+func serveLoopback(args []string) error {
+	dir, mnt, ready := args[0], args[1], args[2]
 	root, err := fs.NewLoopbackRoot(dir)
 	if err != nil {
 		return err
@@ -38,7 +178,7 @@ func serveLoopback(dir, mnt string) error {
 	server, err := fs.Mount(mnt, root, &fs.Options{
 		EntryTimeout: &hour, AttrTimeout: &hour,
 		MountOptions: fuse.MountOptions{
-			FsName: "loopback", Name: "loopback", DirectMountStrict: true,
+			FsName: "loopback", Name: "loopback", DirectMountStrict: os.Getuid() == 0,
 			MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 64, DisableSplice: true,
 			// Else the kernel reads the file itself and no daemon is measured.
 			DisabledCapabilities: fuse.CAP_PASSTHROUGH,
@@ -47,115 +187,14 @@ func serveLoopback(dir, mnt string) error {
 	if err != nil {
 		return err
 	}
-	if err := raiseReadAhead(mnt); err != nil {
-		return err
+	if device, ok := deviceOf(mnt); ok && os.Getuid() == 0 {
+		if err := os.WriteFile("/sys/class/bdi/"+device+"/read_ahead_kb", []byte("1024"), 0); err != nil {
+			return errors.Join(err, server.Unmount())
+		}
 	}
-	fmt.Println("ready")
+	if err := os.WriteFile(ready, nil, 0o644); err != nil {
+		return errors.Join(err, server.Unmount())
+	}
 	server.Wait()
 	return nil
-}
-
-// dataOf is what a file holds beside its holes, in bytes.
-func dataOf(file string) (int64, error) {
-	var st syscall.Stat_t
-	if err := syscall.Stat(file, &st); err != nil {
-		return 0, err
-	}
-	return st.Blocks * 512, nil
-}
-
-func raiseReadAhead(mnt string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[4] == mnt {
-			return os.WriteFile("/sys/class/bdi/"+f[2]+"/read_ahead_kb", []byte("1024"), 0)
-		}
-	}
-	return fmt.Errorf("%s is not mounted", mnt)
-}
-
-// loopback starts the loopback as a process of its own.
-func (b *bench) loopback(dir string) (mnt string, done func(), err error) {
-	if mnt, err = os.MkdirTemp(b.dir, "loop"); err != nil {
-		return "", nil, err
-	}
-	cmd := exec.Command("/proc/self/exe", "loopback", dir, mnt)
-	cmd.Stderr = os.Stderr
-	if _, err := ready(cmd, "ready"); err != nil {
-		return "", nil, err
-	}
-	return mnt, func() {
-		command("umount", mnt)
-		cmd.Wait()
-	}, nil
-}
-
-// ready starts a program and returns the line in which it says it is.
-func ready(cmd *exec.Cmd, word string) (string, error) {
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return "", err
-	}
-	if err := cmd.Start(); err != nil {
-		return "", err
-	}
-	sc := bufio.NewScanner(out)
-	for sc.Scan() {
-		if strings.Contains(sc.Text(), word) {
-			go func() {
-				for sc.Scan() {
-				}
-			}()
-			return sc.Text(), nil
-		}
-	}
-	cmd.Process.Kill()
-	cmd.Wait()
-	return "", fmt.Errorf("%s ended before it was ready", cmd.Path)
-}
-
-// s3peer is a real S3 server with a bucket and a plain client.
-type s3peer struct {
-	endpoint string
-	client   *minio.Client
-	stop     func()
-}
-
-const accessKey, secretKey = "benchkey", "benchsecret"
-
-func (b *bench) startS3(ctx context.Context) (*s3peer, error) {
-	data := b.path("s3")
-	if err := os.MkdirAll(data, 0o755); err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, b.s3server, "-dir", data, "-access", accessKey, "-secret", secretKey, "-bucket", "bench")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	line, err := ready(cmd, "listening on ")
-	if err != nil {
-		return nil, err
-	}
-	host := line[strings.Index(line, "listening on ")+len("listening on "):]
-	client, err := minio.New(host, &minio.Options{Creds: credentials.NewStaticV4(accessKey, secretKey, "")})
-	if err != nil {
-		return nil, err
-	}
-	os.Setenv("AWS_ACCESS_KEY_ID", accessKey)
-	os.Setenv("AWS_SECRET_ACCESS_KEY", secretKey)
-	return &s3peer{"http://" + host, client, func() { in.Close(); cmd.Wait() }}, nil
-}
-
-func (s *s3peer) upload(ctx context.Context, path, key string) error {
-	_, err := s.client.FPutObject(ctx, "bench", key, path, minio.PutObjectOptions{DisableContentSha256: true})
-	return err
-}
-
-func (s *s3peer) download(ctx context.Context, key, path string) error {
-	return s.client.FGetObject(ctx, "bench", key, path, minio.GetObjectOptions{})
 }
