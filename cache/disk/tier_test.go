@@ -58,7 +58,7 @@ func TestRestartFetchesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n, s := read(); n != size || s.Damaged != 12*perChunk+3 {
+	if n, s := read(); n != size || s.Damaged < 13 { // each of 13 files, until it is forgotten
 		t.Errorf("with damaged files: fetched %d bytes of %d; %+v", n, size, s)
 	}
 	if n, _ := read(); n != 0 {
