@@ -46,7 +46,7 @@ func (b *bench) boot() error {
 	defer os.Remove(b.path("store", key))
 	return b.served(far, func(s *s3peer) error {
 		return b.hold(contest{
-			part: "boot", name: "plain qcow2", store: s, once: b.rounds == 1,
+			part: "boot", name: "plain qcow2", store: s, most: 1.3, long: true,
 			ours: func(t *turn) error {
 				return t.boots(guest, func() (string, error) {
 					mnt, err := t.mountS3(s)

@@ -54,7 +54,7 @@ func (b *bench) flavours() error {
 		}
 		var theirs int64
 		err := b.hold(contest{
-			part: "flavours", name: f.source + " -> " + f.file, laps: twoLaps,
+			part: "flavours", name: f.source + " -> " + f.file, laps: twoLaps, long: true,
 			ours: b.cpTwice(store, filepath.Join("images", stem(f.source), f.file)),
 			entrants: []entrant{{rival: rival, run: func(t *turn) error {
 				err := t.time("", func() error { return t.make(f, t.out()) })

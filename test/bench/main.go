@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 type bench struct {
@@ -138,17 +139,20 @@ func (b *bench) run(chosen []part, doc string) (err error) {
 	for _, p := range chosen {
 		if p.ground != nil {
 			if err := p.ground(b); err != nil {
-				return err
+				return errors.Join(b.ctx.Err(), err)
 			}
 		}
+		start := time.Now()
 		if err := p.run(b); err != nil {
 			err = fmt.Errorf("%s: %w", p.name, err)
 			fmt.Fprintln(b.out, "  failed:", err)
 			errs = append(errs, err)
 		}
 		if b.ctx.Err() != nil {
+			errs = []error{errors.New("interrupted")}
 			break
 		}
+		fmt.Fprintf(b.out, " %s took %.0f s\n", p.name, time.Since(start).Seconds())
 	}
 	here.loadNow()
 	fmt.Fprintf(b.out, "\nload at the end: %s\n", here.Load[1])

@@ -39,11 +39,12 @@ type result struct {
 
 	PerSecond float64 `json:"per_second,omitempty"` // of Unit, by the median
 	Unit      string  `json:"unit,omitempty"`
-	CPU       float64 `json:"cpu_seconds"`                   // user and system of all its processes, median
-	RSS       int64   `json:"peak_rss_bytes"`                // greatest of all rounds
-	Fetched   int64   `json:"fetched_bytes,omitempty"`       // sent by the store, median
-	Overhead  float64 `json:"fetched_over_needed,omitempty"` // Fetched over the bytes that were wanted
-	Blank     string  `json:"blank_because_of,omitempty"`    // why there is no time
+	CPU       float64 `json:"cpu_seconds"`                        // user and system of all its processes, median
+	RSS       int64   `json:"peak_rss_bytes"`                     // greatest of all rounds
+	Fetched   int64   `json:"fetched_bytes,omitempty"`            // sent by the store, median
+	Overhead  float64 `json:"fetched_over_needed,omitempty"`      // Fetched over the bytes that were wanted
+	Most      float64 `json:"fetched_over_needed_goal,omitempty"` // the project wants no more
+	Blank     string  `json:"blank_because_of,omitempty"`         // why there is no time
 	Note      string  `json:"note,omitempty"`
 }
 
@@ -82,7 +83,7 @@ func head(w io.Writer, title string) {
 	fmt.Fprintf(w, rowForm, "", "median s", "min", "max", "ratio", "min", "max", "goal", "CPU s", "RSS MiB", "speed", "fetched")
 }
 
-// printCase prints the results of one case as lines of a table. A ratio below its
+// printCase prints the results of one case as lines of a table. What misses its
 // goal has a star.
 func printCase(w io.Writer, results []result) {
 	if len(results) == 0 {
@@ -109,6 +110,9 @@ func printCase(w io.Writer, results []result) {
 		}
 		if r.Overhead > 0 {
 			over = fmt.Sprintf("x%.2f", r.Overhead)
+			if r.Most > 0 && r.Overhead > r.Most {
+				over += "*"
+			}
 		}
 		fmt.Fprintf(w, rowForm, r.Rival, seconds(r.Seconds.Median), seconds(r.Seconds.Min), seconds(r.Seconds.Max),
 			ratio, least, most, goal, fmt.Sprintf("%.2f", r.CPU), fmt.Sprintf("%.0f", float64(r.RSS)/(1<<20)), speed, over)
