@@ -10,33 +10,48 @@ const (
 	// stale is when blocks fetched ahead and not reached make way for another
 	// stream's.
 	stale = 5 * time.Second
+	// flights is how many small fetches stand for one large one: so many of one
+	// stream may be in flight for each that its reader's Parallel allows.
+	flights = 8
 )
 
-// stream is a place where a reader is being read. All of it is guarded by
+// follower follows where a thing is being read in order. All of it is guarded by
+// Cache.mu.
+type follower struct {
+	r       *Reader
+	locate  Locate // nil if the thing is the reader's own
+	size    int64  // of the thing, bytes
+	streams [streams]stream
+	clock   uint64 // touches of streams
+}
+
+// stream is a place where a thing is being read. All of it is guarded by
 // Cache.mu.
 type stream struct {
-	r       *Reader
+	f       *follower
 	next    int64  // offset after the furthest byte read
 	ran     int64  // bytes read since the stream began
 	window  int64  // bytes to hold ahead of next; 0 until a second read continues it
-	planned int64  // first block not looked at by read-ahead
+	planned int64  // offset, of a block in a reader's own thing, that read-ahead has come to
 	unread  int64  // bytes fetched ahead and not reached, in flight or landed
 	cur     *batch // the one it is reading in
 	flights int    // read-ahead of this slot in flight, earlier streams' included
-	used    uint64 // Reader.clock of the last touch; 0 is a free slot
+	flying  int64  // bytes of flights
+	used    uint64 // follower.clock of the last touch; 0 is a free slot
 }
 
 // touch notes a read of n bytes at off. It returns the stream that the read
 // advanced, or nil when it told nothing new. Callers hold Cache.mu.
-func (r *Reader) touch(off, n int64) *stream {
+func (f *follower) touch(off, n int64) *stream {
+	r := f.r
 	end := off + n
 	// Kernel requests of one reader arrive a few places out of order.
 	slack := max(2*r.block, 4*n)
 	var near *stream
-	oldest := &r.streams[0]
-	r.clock++
-	for i := range r.streams {
-		s := &r.streams[i]
+	oldest := &f.streams[0]
+	f.clock++
+	for i := range f.streams {
+		s := &f.streams[i]
 		if s.used == 0 {
 			oldest = s
 			continue
@@ -54,11 +69,11 @@ func (r *Reader) touch(off, n int64) *stream {
 	}
 	if near == nil {
 		oldest.leave()
-		*oldest = stream{r: r, next: end, ran: n, used: r.clock, flights: oldest.flights}
+		*oldest = stream{f: f, next: end, ran: n, used: f.clock, flights: oldest.flights, flying: oldest.flying}
 		return oldest
 	}
 	s := near
-	s.used = r.clock
+	s.used = f.clock
 	if end <= s.next {
 		return nil
 	}
@@ -73,12 +88,13 @@ func (s *stream) leave() {
 	if s.used == 0 {
 		return
 	}
-	c := s.r.c
+	r := s.f.r
+	c := r.c
 	c.pin(s, nil)
 	if s.unread == 0 {
 		return
 	}
-	for _, b := range s.r.entries {
+	for _, b := range r.entries {
 		if b.owner == s {
 			c.claim(b)
 		}
@@ -92,48 +108,71 @@ func (s *stream) plan() {
 	if s.window == 0 {
 		return
 	}
-	r := s.r
-	c := r.c
-	if r.closed || c.closed {
+	f := s.f
+	if f.r.closed || f.r.c.closed {
 		return
 	}
-	s.planned = max(s.planned, (s.next-1)>>r.shift+1)
-	end := min((s.next+s.window+r.block-1)>>r.shift, r.blocks)
-	if end < r.blocks {
+	if f.locate != nil {
+		s.planPlaced()
+		return
+	}
+	r := f.r
+	s.planned = max(s.planned, r.up(s.next))
+	end := min(r.up(s.next+s.window), r.up(r.size))
+	if end < r.size {
 		// Not yet the end: wait until a fetch of some size comes together, and
 		// once there is room for two, let fetches be whole aligned spans.
-		window := s.window >> r.shift
-		if window >= 2*r.span {
-			end -= end % r.span
-		} else if end-s.planned < min(r.span, window/2) {
+		span := r.span << r.shift
+		window := s.window &^ (r.block - 1)
+		if window >= 2*span {
+			end -= end % span
+		} else if end-s.planned < min(span, window/2) {
 			return
 		}
 	}
-	for s.planned < end {
-		first := s.planned
-		n := min(end, first-first%r.span+r.span) - first
-		room := s.room()
-		if room < n && s.unread > 0 {
-			return // wait for the room of a whole fetch, rather than make small ones
+	s.fetch(s.planned>>r.shift, end>>r.shift, true)
+}
+
+// up rounds up to a whole block.
+func (r *Reader) up(off int64) int64 { return (off + r.block - 1) &^ (r.block - 1) }
+
+// fetch starts flights for what is missing of the blocks from first up to end, and
+// returns the block that it came to before it ran out of room. Of a reader's own
+// thing it notes that as planned, and keeps to aligned spans.
+func (s *stream) fetch(first, end int64, own bool) int64 {
+	r := s.f.r
+	for i := first; i < end; {
+		n := min(end-i, r.span)
+		if own {
+			s.planned = i << r.shift
+			n = min(n, r.span-i%r.span)
 		}
-		if n = min(n, room); n <= 0 {
-			return
-		}
-		if data, b := r.find(first); data != nil || b != nil {
-			s.planned++
+		if data, b := r.find(i); data != nil || b != nil {
+			i++
 			continue
 		}
-		n = r.run(first, n)
-		r.start(first, int(n), s, false)
-		s.planned += n
+		n = r.run(i, n)
+		room := s.room()
+		if room < n && s.unread > 0 {
+			return i // wait for the room of a whole fetch, rather than make small ones
+		}
+		if n = min(n, room); n <= 0 {
+			return i
+		}
+		r.start(i, int(n), s, false)
+		i += n
 	}
+	if own {
+		s.planned = end << r.shift
+	}
+	return end
 }
 
 // room returns how many blocks may be fetched ahead now.
 func (s *stream) room() int64 {
-	r := s.r
+	r := s.f.r
 	c := r.c
-	if s.flights >= r.par {
+	if s.flights >= flights*r.par || s.flights >= r.par && s.flying >= int64(r.par)*r.span<<r.shift {
 		return 0
 	}
 	others := c.active

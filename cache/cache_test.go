@@ -203,7 +203,7 @@ func TestManyWaitersOneFetch(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)
 	src.gate = make(chan struct{})
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
@@ -228,7 +228,7 @@ func TestCancelledWaiterLeavesFlightAlone(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)
 	src.gate = make(chan struct{})
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	ctx, cancel := context.WithCancel(bg)
 	left, stayed := make(chan error), make(chan error)
 	go func() { _, err := r.ReadAt(ctx, make([]byte, 10), 0); left <- err }()
@@ -257,7 +257,7 @@ func TestWaiterLeavesAsItsFlightFails(t *testing.T) {
 		src := newSource(mib, mib)
 		src.gate = make(chan struct{})
 		src.fail = func(off, n int64) error { return errBroken }
-		r := c.Reader(src, src.size, ReaderConfig{})
+		r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 		ctx, cancel := context.WithCancel(bg)
 		left := make(chan error)
 		go func() { _, err := r.ReadAt(ctx, make([]byte, 10), 0); left <- err }()
@@ -281,7 +281,7 @@ func TestErrorsReachAllWaitersAndAreNotCached(t *testing.T) {
 		}
 		return errBroken
 	}
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
@@ -329,7 +329,7 @@ func TestBadBlockDoesNotSpoilItsNeighbours(t *testing.T) {
 func TestFetchPanicAndGoexitBecomeErrors(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	src.fail = func(off, n int64) error { panic("boom") }
 	var pe *PanicError
 	if _, err := r.ReadAt(bg, make([]byte, 10), 0); !errors.As(err, &pe) || pe.Value != "boom" {
@@ -345,7 +345,7 @@ func TestFlightHasItsOwnDeadline(t *testing.T) {
 	c := open(t, Config{FetchTimeout: 20 * time.Millisecond})
 	src := newSource(8*mib, mib)
 	src.gate = make(chan struct{})
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	if _, err := r.ReadAt(bg, make([]byte, 3*mib), 0); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ReadAt = %v, want deadline exceeded", err)
 	}
@@ -381,8 +381,8 @@ func TestRandomReadsCostOneBlockEach(t *testing.T) {
 func TestEndOfThing(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(3*mib+100, mib)
-	r := c.Reader(src, src.size, ReaderConfig{})
-	empty := c.Reader(src, 0, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
+	empty := c.Reader(src, 0, ReaderConfig{Block: mib})
 	for _, tt := range []struct {
 		name   string
 		r      *Reader
@@ -418,7 +418,7 @@ func TestEndOfThing(t *testing.T) {
 func TestSlice(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(3*mib+100, mib)
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	for _, tt := range []struct {
 		name string
 		off  int64
@@ -455,7 +455,7 @@ func TestHitDoesNotAllocate(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	c := open(t, Config{Size: 16 * mib})
-	r := c.Reader(newSource(14*mib, mib), 14*mib, ReaderConfig{})
+	r := c.Reader(newSource(14*mib, mib), 14*mib, ReaderConfig{Block: mib})
 	p := make([]byte, 4*kib)
 	for off := int64(0); off < 14*mib; off += 128 * kib {
 		if _, err := r.ReadAt(bg, p, off); err != nil {

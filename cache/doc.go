@@ -47,6 +47,12 @@
 // only. Read-ahead never delays a demand fetch: it has its own budget and is left
 // out when that is used up.
 //
+// A thing that lies in parts in another one, as a disk does in an image file, is
+// read ahead in its own order ([Reader.Placed]): a guest writes here and there, and
+// what is next for the reader may be anywhere in the file. What the window covers is
+// fetched in the order of the file, so that neighbours still come together, and the
+// parts of one read are fetched at once.
+//
 // A sequential read of a thing larger than the cache fetches each byte exactly
 // once, also with several readers at a time, because batches leave the pool in
 // this order: first those no stream is reading, oldest first; then those a stream

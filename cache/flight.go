@@ -76,6 +76,7 @@ func (r *Reader) start(first int64, n int, s *stream, rush bool) *batch {
 		c.unread += b.size
 		c.flyAhead += b.size
 		s.flights++
+		s.flying += b.size
 		c.stats.ReadAheadFetches++
 		c.stats.ReadAheadBytes += uint64(b.size)
 	}
@@ -160,6 +161,7 @@ func (c *Cache) land(b *batch, data []byte, err error) {
 	if b.early {
 		c.flyAhead -= b.size
 		b.slot.flights--
+		b.slot.flying -= b.size
 	} else {
 		c.demand -= b.size
 	}

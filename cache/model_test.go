@@ -187,8 +187,8 @@ func (d decoder) ReadRange(ctx context.Context, p []byte, off int64) error {
 func TestDecodersDoNotBlockThemselves(t *testing.T) {
 	c := open(t, Config{Size: 16 * mib, FetchTimeout: 30 * time.Second})
 	src := newSource(64*mib, mib)
-	raw := c.Reader(src, src.size, ReaderConfig{})
-	dec := c.Reader(decoder{raw}, src.size, ReaderConfig{})
+	raw := c.Reader(src, src.size, ReaderConfig{Block: mib})
+	dec := c.Reader(decoder{raw}, src.size, ReaderConfig{Block: mib})
 	var wg sync.WaitGroup
 	for i := range int64(64) {
 		for _, r := range []*Reader{dec, raw} {
@@ -212,7 +212,7 @@ func TestCloseEndsFlightsAndReads(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)
 	src.gate = make(chan struct{})
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	errs := make(chan error)
 	go func() { _, err := r.ReadAt(bg, make([]byte, 10), 0); errs <- err }()
 	eventually(t, "a flight", func() bool { return src.calls.Load() == 1 })
@@ -236,7 +236,7 @@ func TestCloseEndsFlightsAndReads(t *testing.T) {
 func TestReaderCloseDoesNotFailWaiters(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(64*mib, mib)
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	p := make([]byte, 512*kib)
 	block := make(chan struct{})
 	var once sync.Once
@@ -267,7 +267,7 @@ func TestReaderCloseDoesNotFailWaiters(t *testing.T) {
 func TestReadAheadSurvivesRequestsOutOfOrder(t *testing.T) {
 	c := open(t, Config{Size: 64 * mib})
 	src := newSource(128*mib, mib)
-	r := c.Reader(src, src.size, ReaderConfig{})
+	r := c.Reader(src, src.size, ReaderConfig{Block: mib})
 	p := make([]byte, 128*kib)
 	for base := int64(0); base < src.size; base += 4 * 128 * kib {
 		for _, k := range []int64{1, 0, 3, 2} {
@@ -336,7 +336,7 @@ func BenchmarkHit(b *testing.B) {
 	for _, name := range []string{"sequential", "random"} {
 		b.Run("slice=4KiB/"+name, func(b *testing.B) {
 			c := open(b, Config{})
-			r := c.Reader(newSource(32*mib, mib), 32*mib, ReaderConfig{})
+			r := c.Reader(newSource(32*mib, mib), 32*mib, ReaderConfig{Block: mib})
 			if err := readAll(r, mib, false); err != nil {
 				b.Fatal(err)
 			}

@@ -9,8 +9,10 @@ import (
 	"sync"
 )
 
-// DefaultBlock is the block of a reader that is not told one, in bytes.
-const DefaultBlock = mib
+// DefaultBlock is the block of a reader that is not told one, in bytes: small, so
+// that who reads at random fetches little that he did not ask for. Who reads in
+// order gets many of them by one fetch.
+const DefaultBlock = 64 * kib
 
 const (
 	minBlock        = 4 * kib
@@ -47,13 +49,14 @@ type Tier interface {
 // ReaderConfig says how one thing is fetched. The zero value is useful.
 type ReaderConfig struct {
 	// Block is the unit of caching in bytes, a power of two of at least 4096.
-	// Default DefaultBlock, 1 MiB. Anything else is raised to the next such number.
+	// Default DefaultBlock. Anything else is raised to the next such number.
 	Block int64
 	// Span is the bytes of the largest fetch: several neighbouring missing blocks
 	// are got with one call. Default 4 MiB; never below Block, and never above
 	// 1/16 of the pool unless one block is.
 	Span int64
-	// Parallel is how many read-ahead fetches one stream may have in flight.
+	// Parallel is how many read-ahead fetches of Span bytes one stream may have
+	// in flight; of smaller ones as many bytes, in at most eight times as many.
 	// Default 8.
 	Parallel int
 	// Tier is asked for blocks before the Fetcher, and given what that fetched;
@@ -82,8 +85,8 @@ type Reader struct {
 	// Guarded by Cache.mu.
 	closed  bool
 	entries map[int64]*batch // blocks in flight and in the pool
-	streams [streams]stream
-	clock   uint64 // touches of streams
+	own     follower         // of reads of the thing itself
+	placed  []*follower      // of reads of what lies in it
 
 	stored  sync.Mutex      // guards gone and inStore
 	gone    bool            // nothing more goes to the store
@@ -112,6 +115,7 @@ func (c *Cache) Reader(f Fetcher, size int64, rc ReaderConfig) *Reader {
 		r.par = defaultParallel
 	}
 	r.window = min(r.span<<shift*int64(r.par), c.lim.ahead)
+	r.own = follower{r: r, size: r.size}
 	r.ctx, r.cancel = context.WithCancel(c.ctx)
 	return r
 }
@@ -204,64 +208,118 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		p, eof = p[:r.size-off], io.EOF
 	}
 	c := r.c
-	var s *stream
-	for n := 0; n < len(p); {
-		pos := off + int64(n)
-		i := pos >> r.shift
-		c.mu.Lock()
-		if n == 0 {
-			s = r.touch(off, int64(len(p)))
-		}
-		data, b := r.find(i)
-		if data == nil || c.closed {
-			c.mu.Unlock()
-			n, err := r.miss(ctx, p, n, off, s)
-			if err == nil {
-				err = eof
-			}
-			return n, err
-		}
-		c.hit(s, b, n == 0)
-		c.mu.Unlock()
-		n += copy(p[n:], data[pos-i<<r.shift:])
+	c.mu.Lock()
+	s := r.own.touch(off, int64(len(p)))
+	n, err := r.read(ctx, p, off, s, true)
+	if err == nil {
+		err = eof
 	}
-	return len(p), eof
+	return n, err
 }
 
-// Slice returns the n bytes from off without copying, when they lie inside one
-// block: a part of that block, which the caller must not write and may keep as
-// long as it likes. Otherwise it returns nil and no error; use ReadAt then.
-func (r *Reader) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+// read fills p, which lies within the thing, for the stream s if it advanced one;
+// first says that this is the first part of what was read there. It is called with
+// Cache.mu held, and unlocks it.
+func (r *Reader) read(ctx context.Context, p []byte, off int64, s *stream, first bool) (int, error) {
+	c := r.c
+	for n := 0; ; c.mu.Lock() {
+		pos := off + int64(n)
+		data, b := r.tail(pos)
+		if data == nil || c.closed {
+			c.mu.Unlock()
+			return r.miss(ctx, p, n, off, s)
+		}
+		if len(data) > len(p)-n {
+			data = data[:len(p)-n]
+		}
+		c.hit(s, b, r.covers(pos, len(data)), first)
+		c.mu.Unlock()
+		if n += copy(p[n:], data); n == len(p) {
+			return n, nil
+		}
+		first = false
+	}
+}
+
+// covers is the number of blocks that n bytes from off lie in.
+func (r *Reader) covers(off int64, n int) int64 {
+	return (off+int64(n)-1)>>r.shift - off>>r.shift + 1
+}
+
+// tail returns what is in memory of the bytes from off on, to the end of the block
+// or, in the pool, of the batch. Callers hold Cache.mu.
+func (r *Reader) tail(off int64) ([]byte, *batch) {
 	i := off >> r.shift
+	data, b := r.find(i)
+	if data == nil {
+		return nil, b
+	}
+	if b != nil {
+		return b.data[off-b.first<<r.shift:], b
+	}
+	return data[off-i<<r.shift:], nil
+}
+
+// Slice returns the n bytes from off without copying, when they came, or come now,
+// with one fetch and are not too far apart: a part of what that filled, which the
+// caller must not write and may keep as long as it likes. Otherwise it returns nil
+// and no error; use ReadAt then.
+func (r *Reader) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
 	end := off + int64(n)
-	if off < 0 || n <= 0 || end > r.size || end < off || (end-1)>>r.shift != i {
+	if off < 0 || n <= 0 || end > r.size || end < off {
 		return nil, nil
 	}
 	c := r.c
 	c.mu.Lock()
-	s := r.touch(off, int64(n))
-	data, b := r.find(i)
-	if data != nil && !c.closed {
-		c.hit(s, b, true)
+	s := r.own.touch(off, int64(n))
+	return r.slice(ctx, off, n, s)
+}
+
+// slice is Slice for a stream that the read advanced, or nil. It is called with
+// Cache.mu held, and unlocks it.
+func (r *Reader) slice(ctx context.Context, off int64, n int, s *stream) ([]byte, error) {
+	c := r.c
+	data, b := r.tail(off)
+	if len(data) >= n && !c.closed {
+		c.hit(s, b, r.covers(off, n), true)
 		c.mu.Unlock()
-	} else {
-		c.mu.Unlock()
-		refs, err := r.gather(ctx, i, i, s, nil)
-		if err != nil {
-			return nil, err
-		}
+		return data[:n:n], nil
+	}
+	c.mu.Unlock()
+	first, blocks := off>>r.shift, r.covers(off, n)
+	if data != nil || blocks > r.span {
+		return nil, nil
+	}
+	var room [maxSliced]ref
+	refs, err := r.gather(ctx, first, first+blocks-1, s, room[:0])
+	if err != nil {
+		return nil, err
+	}
+	at := int(off - first<<r.shift)
+	if blocks == 1 {
 		if data, err = r.bytes(ctx, refs[0]); err != nil {
 			return nil, err
 		}
+		return data[at : at+n : at+n], nil
 	}
-	from := off - i<<r.shift
-	return data[from : from+int64(n) : from+int64(n)], nil
+	b = refs[0].b
+	if b == nil || refs[len(refs)-1].b != b {
+		return nil, nil
+	}
+	if _, err := b.wait(ctx); err != nil {
+		return nil, nil // ReadAt finds out which block is the bad one
+	}
+	at += int(first-b.first) << r.shift
+	return b.data[at : at+n : at+n], nil
 }
 
-// hit accounts for a block found, b when it was in the pool, and follows the
+// maxSliced is how many blocks a slice is made of without allocating.
+const maxSliced = 17
+
+// hit accounts for blocks found, in b when that was in the pool, and follows the
 // stream s when the read advanced one. Callers hold mu.
-func (c *Cache) hit(s *stream, b *batch, first bool) {
-	c.stats.Hits++
+func (c *Cache) hit(s *stream, b *batch, blocks int64, first bool) {
+	c.stats.Hits += uint64(blocks)
 	if s == nil {
 		return
 	}

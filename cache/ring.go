@@ -69,12 +69,20 @@ func (c *Cache) forget(b *batch) {
 		}
 	}
 	if b.pins > 0 {
-		for i := range b.r.streams {
-			if s := &b.r.streams[i]; s.cur == b {
-				s.cur = nil
-			}
+		b.r.own.unpin(b)
+		for _, f := range b.r.placed {
+			f.unpin(b)
 		}
 		b.pins = 0
+	}
+}
+
+// unpin ends that streams are reading in b.
+func (f *follower) unpin(b *batch) {
+	for i := range f.streams {
+		if s := &f.streams[i]; s.cur == b {
+			s.cur = nil
+		}
 	}
 }
 

@@ -92,6 +92,18 @@ type Coded interface {
 	Unit() int64
 }
 
+// Located is a Disk whose bytes lie in its source as they are, unless its Unit is
+// not 0: whoever reads the source may then read ahead in the order of the disk.
+type Located interface {
+	Coded
+	// Source is where they lie.
+	Source() Source
+	// Locate says where the bytes from off on lie, as far as they lie together
+	// and at most limit of them: n > 0 bytes, from at on in the source, or zeros
+	// when at is negative. off and off+limit are inside the disk. It does no I/O.
+	Locate(off, limit int64) (at, n int64)
+}
+
 // Noted is a Disk with remarks for the operator, such as snapshots that are
 // not carried over.
 type Noted interface {

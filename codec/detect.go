@@ -16,22 +16,32 @@ const (
 	TailLen = 1536
 )
 
-// Ends reads the head and tail of src that a probe wants.
+// Ends reads the head and tail of src that a probe wants, both at once: each may
+// be a request to a server far away.
 func Ends(ctx context.Context, src Source) (head, tail []byte, err error) {
 	head = make([]byte, min(HeadLen, src.Size()))
 	tail = make([]byte, min(TailLen, src.Size()))
-	for _, r := range []struct {
-		p   []byte
-		off int64
-	}{{head, 0}, {tail, src.Size() - int64(len(tail))}} {
-		if n, err := src.ReadAt(ctx, r.p, r.off); n < len(r.p) {
-			if err == nil || err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, nil, fmt.Errorf("read the ends of the image: %w", err)
-		}
+	last := make(chan error, 1)
+	go func() { last <- readEnd(ctx, src, tail, src.Size()-int64(len(tail))) }()
+	err = readEnd(ctx, src, head, 0)
+	if err2 := <-last; err == nil {
+		err = err2
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the ends of the image: %w", err)
 	}
 	return head, tail, nil
+}
+
+func readEnd(ctx context.Context, src Source, p []byte, off int64) error {
+	n, err := src.ReadAt(ctx, p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // signature is one row of the table by which content is known: any format of

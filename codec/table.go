@@ -277,41 +277,61 @@ func (t *Table) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // readPart reads the longest run from off that one call can serve.
 func (t *Table) readPart(ctx context.Context, p []byte, off int64) (int, error) {
-	end, zero := t.status(off)
-	n := int(min(int64(len(p)), end-off))
-	if zero {
-		clear(p[:n])
-		return n, nil
+	if i := off >> t.shift; t.entry(i)&Encoded != 0 {
+		if end, zero := t.status(off); !zero {
+			p = p[:min(int64(len(p)), end-off)]
+			if err := t.decode(ctx, t.entry(i), p, off-i<<t.shift); err != nil {
+				return 0, err
+			}
+			return len(p), nil
+		}
 	}
+	at, n := t.Locate(off, int64(len(p)))
+	p = p[:n]
+	if at < 0 {
+		clear(p)
+		return len(p), nil
+	}
+	m, err := t.src.ReadAt(ctx, p, at)
+	if m == len(p) {
+		return m, nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return m, err
+}
+
+// Source implements [Located].
+func (t *Table) Source() Source { return t.src }
+
+// Locate implements [Located]. Encoded blocks lie nowhere.
+func (t *Table) Locate(off, limit int64) (at, n int64) {
+	end, zero := t.status(off)
+	n = min(limit, end-off)
 	i := off >> t.shift
 	e := t.entry(i)
-	rel := off - i<<t.shift
-	if e&Encoded != 0 {
-		if err := t.decode(ctx, e, p[:n], rel); err != nil {
-			return 0, err
-		}
-		return n, nil
+	if zero || e&Encoded != 0 {
+		return -1, n
 	}
-	for n < len(p) {
-		next := off + int64(n)
-		if next&(t.Block()-1) != 0 || next >= t.size {
+	at = int64(e) + off - i<<t.shift
+	for n < limit {
+		next := off + n
+		if next&(t.Block()-1) != 0 {
 			break
 		}
 		if end, zero = t.status(next); zero || t.entry(next>>t.shift) != e+Entry(next-i<<t.shift) {
 			break
 		}
-		n += int(min(int64(len(p)-n), end-next))
+		n += min(limit-n, end-next)
 	}
-	at := int64(e) + rel
-	have := int(min(int64(n), max(t.src.Size()-at, 0)))
-	if m, err := t.src.ReadAt(ctx, p[:have], at); m < have {
-		if err == nil || err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return m, err
+	switch left := t.src.Size() - at; {
+	case left >= n:
+		return at, n
+	case left > 0:
+		return at, left
 	}
-	clear(p[have:n])
-	return n, nil
+	return -1, n // cut by the end of the file: see ShortTail
 }
 
 func (t *Table) decode(ctx context.Context, e Entry, p []byte, rel int64) error {

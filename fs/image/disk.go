@@ -91,10 +91,14 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 		disk.Import, disk.exact = d.Original.Format, d.Original.Size
 	}
 	var readers []*cache.Reader
+	shown := guest
 	if r, ok := src.(*cache.Reader); ok {
 		readers = append(readers, r)
+		if l, ok := guest.(codec.Located); ok && l.Unit() == 0 && l.Source() == src {
+			shown = &placed{guest, r.Placed(guest.Size(), l.Locate)}
+		}
 	}
-	disk.guest = codec.Mapped(guest, m)
+	disk.guest = codec.Mapped(shown, m)
 	if c, ok := guest.(codec.Coded); ok && c.Unit() > 0 {
 		block := max(c.Unit(), mapBlock)
 		r := o.cfg.Cache.Reader(fetch{guest}, guest.Size(), cache.ReaderConfig{
@@ -148,6 +152,17 @@ func (f fetch) ReadRange(ctx context.Context, p []byte, off int64) error {
 		return err
 	}
 	return nil
+}
+
+// placed is a disk that is read ahead in its own order, whatever order its blocks
+// lie in.
+type placed struct {
+	codec.Disk
+	p *cache.Placed
+}
+
+func (d *placed) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return d.p.ReadAt(ctx, p, off)
 }
 
 // decoded is a disk behind a cache of decoded blocks, which what the map

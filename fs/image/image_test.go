@@ -197,7 +197,7 @@ func TestPassingErrorsAreNotRemembered(t *testing.T) {
 
 func TestADiskIsOpenedOnce(t *testing.T) {
 	m := mem.New()
-	put(t, m, "a.raw", make([]byte, 1<<20))
+	put(t, m, "a.raw", make([]byte, 64<<10))
 	for i := range 10 {
 		put(t, m, fmt.Sprintf("other%d.raw", i), []byte{1})
 	}
@@ -229,7 +229,7 @@ func TestADiskIsOpenedOnce(t *testing.T) {
 	}
 	if f, err := disks[0].File(t.Context(), raw.Format); err != nil {
 		t.Error(err)
-	} else if len(render(t, f)) != 1<<20 {
+	} else if len(render(t, f)) != 64<<10 {
 		t.Error("an evicted disk is no longer readable")
 	}
 }
