@@ -21,7 +21,8 @@ import (
 func fakeS3(t *testing.T) (s *remotetest.Server, env, flags []string, url string) {
 	s = remotetest.NewServer(t)
 	env = []string{"AWS_ACCESS_KEY_ID=" + s.Key, "AWS_SECRET_ACCESS_KEY=" + s.Secret, "AWS_REGION=us-east-1"}
-	flags = []string{"--endpoint", s.Endpoint, "--path-style", "path", "--timeout", "2s"}
+	// Short for those that stay away, long for those that wait for a processor.
+	flags = []string{"--endpoint", s.Endpoint, "--path-style", "path", "--timeout", "5s"}
 	return s, env, flags, "s3://" + s.Bucket
 }
 
@@ -389,7 +390,11 @@ func TestTenThousandImages(t *testing.T) {
 	for i := range 10_000 {
 		s.Put(fmt.Sprintf("image%05d.qcow2", i), []byte("x"))
 	}
+	flags = append(flags, "--timeout", "60s")
 	m := MountEnv(t, env, url, append(flags, "--refresh", "0")...)
+	if _, err := os.ReadDir(m.Path("images")); err != nil { // waits for the listing
+		t.Fatal(err)
+	}
 	s.Take()
 	for _, dir := range []string{"images", "by-id", "by-format/vmdk"} {
 		es, err := os.ReadDir(m.Path(dir))

@@ -200,7 +200,7 @@ func TestImportWithoutServer(t *testing.T) {
 func TestWriteBackWithoutServer(t *testing.T) {
 	t.Parallel()
 	files := killSources(t)[:len(importExts)+1]
-	d := newFaultyDepot(t, "--write-back")
+	d := newFaultyDepot(t, "--write-back", "--timeout", "10s")
 	d.m.Expect("failed|waits")
 	d.s.Stop()
 	for i, file := range files {
