@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/minio/minio-go/v7/pkg/s3utils"
+
 	"imagefs/remote"
 )
 
@@ -84,6 +86,10 @@ func ParseURL(s string) (bucket, prefix string, err error) {
 func (c Config) complete() (Config, error) {
 	if c.Bucket == "" {
 		return c, errors.New("no bucket is named")
+	}
+	// The client would say so at each request, and be asked again and again.
+	if err := s3utils.CheckValidBucketName(c.Bucket); err != nil {
+		return c, fmt.Errorf("no bucket can be named %q: %w", c.Bucket, err)
 	}
 	if c.Prefix = strings.Trim(c.Prefix, "/"); c.Prefix != "" {
 		if err := remote.CheckKey(c.Prefix); err != nil {

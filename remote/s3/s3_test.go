@@ -185,6 +185,8 @@ func TestConfigIsChecked(t *testing.T) {
 	isolate(t)
 	for name, c := range map[string]s3.Config{
 		"no bucket":           {},
+		"too short a bucket":  {Bucket: "b"},
+		"a bucket of blanks":  {Bucket: "my images"},
 		"bad prefix":          {Bucket: "bucket", Prefix: "a/../b"},
 		"bad path style":      {Bucket: "bucket", PathStyle: "other"},
 		"half a key":          {Bucket: "bucket", AccessKey: "k"},
@@ -194,8 +196,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"endpoint with user":  {Bucket: "bucket", Endpoint: "http://k:s@127.0.0.1"},
 		"endpoint of nothing": {Bucket: "bucket", Endpoint: "https://"},
 	} {
-		if _, err := s3.Open(t.Context(), c); err == nil {
-			t.Errorf("%s: no error", name)
+		if _, err := s3.Open(t.Context(), c); err == nil || errors.Is(err, remote.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if s := fmt.Sprintf("%v %+v %#v", s3.Config{SecretKey: "hidden"}, s3.Config{SecretKey: "hidden"}, s3.Config{SecretKey: "hidden"}); strings.Contains(s, "hidden") {
