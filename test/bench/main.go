@@ -32,6 +32,7 @@ type bench struct {
 	dir               string // of everything that a run makes
 	rounds            int
 	size              int64 // bytes of the files in the guest
+	rate              int64 // bytes per second of one connection of a store; 0 is no limit
 	out               io.Writer
 	results           []result
 	settings          map[string][]string // of qemu-img, the best for a conversion
@@ -80,17 +81,18 @@ func main() {
 	flag.StringVar(&b.s3server, "s3server", "bin/s3server", "the S3 server of the tests")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each comparison, after one that is not counted")
 	size := flag.Int64("size", 0, "MiB of files in the guest (default 1536, or 512 where memory is short)")
+	rate := flag.Int64("rate", 0, "MiB per second that one connection of the S3 server gives; S3 gives about 90 (default no limit)")
 	only := flag.String("only", "", "run only these parts, comma separated: "+strings.Join(partNames(), ", ")+" (default all but boot)")
 	doc := flag.String("json", "", "write the results to this file as well")
 	flag.Parse()
-	if b.rounds < 1 || *size < 0 || *size > 0 && *size < 4 || flag.NArg() > 0 {
+	if b.rounds < 1 || *size < 0 || *size > 0 && *size < 4 || *rate < 0 || flag.NArg() > 0 {
 		log.Fatal("usage: bench [flags]; at least 1 round and 4 MiB")
 	}
 	chosen, err := choose(*only)
 	if err != nil {
 		log.Fatal(err)
 	}
-	b.size = *size << 20
+	b.size, b.rate = *size<<20, *rate<<20
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	b.ctx = ctx
 	err = b.run(chosen, *doc)
@@ -157,7 +159,7 @@ func (b *bench) run(chosen []part, doc string) (err error) {
 	here.loadNow()
 	fmt.Fprintf(b.out, "\nload at the end: %s\n", here.Load[1])
 	if doc != "" {
-		r := report{Machine: here, Size: b.size, Rounds: b.rounds, Results: b.results}
+		r := report{Machine: here, Size: b.size, Rounds: b.rounds, Rate: b.rate, Results: b.results}
 		errs = append(errs, r.write(doc))
 	}
 	return errors.Join(errs...)

@@ -129,6 +129,7 @@ type report struct {
 	Machine machine  `json:"machine"`
 	Size    int64    `json:"guest_bytes"`
 	Rounds  int      `json:"rounds"`
+	Rate    int64    `json:"bytes_per_second_of_connection,omitempty"`
 	Results []result `json:"results"`
 }
 

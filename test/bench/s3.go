@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +35,8 @@ type s3peer struct {
 // startS3 starts a server that answers each request later than it could. All of
 // a run serve the same objects.
 func (b *bench) startS3(latency time.Duration) (*s3peer, error) {
-	cmd := exec.Command(b.s3server, "-dir", b.path("s3"), "-access", accessKey, "-secret", secretKey, "-bucket", bucket, "-latency", latency.String())
+	cmd := exec.Command(b.s3server, "-dir", b.path("s3"), "-access", accessKey, "-secret", secretKey, "-bucket", bucket,
+		"-latency", latency.String(), "-rate", strconv.FormatInt(b.rate, 10))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = apart // it ends when its standard input does
 	in, err := cmd.StdinPipe()
