@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -50,10 +51,16 @@ func start(t *testing.T, cfg Config, sys system) *Cache {
 	return c
 }
 
-// bytesOf is n bytes that no other seed has.
+// bytesOf is n bytes, of which no 512 are in those of another seed or elsewhere in
+// these.
 func bytesOf(seed uint64, n int) []byte {
 	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 7}).Read(b)
+	for i := 0; i < n; i += 512 {
+		var stamp [16]byte
+		binary.LittleEndian.PutUint64(stamp[:], seed*0x9e3779b97f4a7c15)
+		binary.LittleEndian.PutUint64(stamp[8:], ^(uint64(i) * 0xbf58476d1ce4e5b9))
+		copy(b[i:], stamp[:])
+	}
 	return b
 }
 
