@@ -185,6 +185,28 @@ func (c *Cache) Close() error {
 	return nil
 }
 
+// Release gives the memory of all blocks back: later reads fetch what they need.
+// Fetches in flight go on, and whoever holds a block keeps it.
+func (c *Cache) Release() {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	for _, l := range []*list{&c.old, &c.pinned, &c.ahead} {
+		for l.front != nil {
+			c.drop(l.front)
+		}
+	}
+	c.wg.Add(1) // Close waits until the store is no longer used here
+	c.mu.Unlock()
+	defer c.wg.Done()
+	c.spill.Lock()
+	defer c.spill.Unlock()
+	c.store.Clear()
+	c.swapped = 0
+}
+
 // Stats returns the counters. It may be called at any time.
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()

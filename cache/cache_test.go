@@ -199,6 +199,50 @@ func TestScanFetchesEachByteOnce(t *testing.T) {
 	}
 }
 
+func TestRelease(t *testing.T) {
+	c := open(t, Config{Size: 16 * mib})
+	src := newSource(40*mib, 64*kib)
+	r := c.Reader(src, src.size, ReaderConfig{})
+	held, err := r.Slice(bg, 5, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { // also while it is being read
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Millisecond):
+				c.Release()
+			}
+		}
+	})
+	for range 2 {
+		if err := readAll(r, 100_001, true); err != nil {
+			t.Error(err)
+		}
+	}
+	close(done)
+	wg.Wait()
+	eventually(t, "read-ahead to land", func() bool { return c.Stats().FlightBytes == 0 })
+	c.Release()
+	if s := c.Stats(); s.Bytes != 0 {
+		t.Errorf("%d bytes held: %+v", s.Bytes, s)
+	}
+	want := make([]byte, len(held))
+	if fill(want, 5); !bytes.Equal(held, want) {
+		t.Error("what was held has changed")
+	}
+	if err := readAll(r, 100_001, true); err != nil {
+		t.Error(err)
+	}
+	src.check(t)
+	c.Close()
+	c.Release() // does nothing
+}
+
 func TestManyWaitersOneFetch(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)

@@ -30,6 +30,7 @@ type mountFlags struct {
 	formats    string
 	cacheSize  size
 	refresh    time.Duration
+	idle       time.Duration
 	foreground bool
 	allowOther bool
 	uid, gid   int64
@@ -55,6 +56,7 @@ Example: imagefs mount ./store /mnt/imagefs
 		set.StringVar(&f.formats, "formats", "", "formats to show, comma separated, or all (default all but zvhd, zvhd2 and flavours such as sparse.vmdk)")
 		set.Var(&f.cacheSize, "cache-size", "memory for cached blocks, such as 512M")
 		set.DurationVar(&f.refresh, "refresh", 30*time.Second, "time between two listings of the store; 0 to list only on SIGHUP")
+		set.DurationVar(&f.idle, "idle", 5*time.Minute, "time without a read after which memory is given back; 0 for never")
 		set.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
 		set.BoolVar(&f.allowOther, "allow-other", false, "let other users see the mount")
 		set.Int64Var(&f.uid, "uid", int64(os.Getuid()), "owner of all files")
@@ -159,6 +161,11 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 			return err
 		}
 	}
+	if f.idle > 0 {
+		idle, stop := context.WithCancel(ctx)
+		defer stop()
+		go s.releaseIdle(idle, f.idle)
+	}
 	gone := make(chan struct{})
 	go func() { server.Wait(); close(gone) }()
 	end := ctx.Done() // SIGTERM or an interrupt, also one that came before the mount answered
@@ -195,8 +202,9 @@ func (f *mountFlags) openDisk(s *session, log *slog.Logger, problems *fs.Problem
 }
 
 // heapBesideCache is what the daemon may use beside the block cache before the
-// collector works harder: tables of open images, requests under way.
-const heapBesideCache = 256 << 20
+// collector works harder: tables of open images, requests under way. The limit is a
+// soft one, so that the README says more.
+const heapBesideCache = 160 << 20
 
 func (f *mountFlags) logger(out io.Writer) *slog.Logger {
 	level := slog.LevelInfo

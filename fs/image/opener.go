@@ -176,6 +176,16 @@ func (o *Opener) run(p *opening, im *catalog.Image, d catalog.Disk) {
 	}
 }
 
+// Release lets go of all disks that are open only for the next time; those in use
+// are opened anew by whoever comes after.
+func (o *Opener) Release() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.lru.Len() > 0 {
+		delete(o.disks, o.lru.Remove(o.lru.Back()).(*opening).v)
+	}
+}
+
 // permanent reports whether err lies in the bytes of the version.
 func permanent(err error) bool {
 	return errors.Is(err, codec.ErrCorrupt) || errors.Is(err, codec.ErrUnsupported) || errors.Is(err, codec.ErrFormat) || errors.Is(err, codec.ErrTooLarge)
