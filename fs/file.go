@@ -101,6 +101,13 @@ func (n *file) path() string { return n.disk.Object.Key + " as " + n.view.Name()
 // Open opens the version that was looked up, whatever the name means by now.
 // Asked to read and write, it answers EROFS, which clients that prefer to write
 // take as the hint to open again for reading; see [file.replace] for writing.
+//
+// Every open keeps the kernel's pages: what is shown never changes, so that a
+// second read does not reach the daemon. Direct I/O, without them, spares the first
+// read a copy, which cp of 520 MiB does not feel (0.8 to 1.5 s against 0.8 to 1.3 s,
+// in turn on a busy machine), while a program that reads 4 KiB at a time loses the
+// kernel's reading ahead: 7 to 18 s for 200 MiB against 0.4 to 0.6 s. A program that
+// wants none of it opens with O_DIRECT, and decides for itself.
 func (n *file) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.replace(ctx, flags)
