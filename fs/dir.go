@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -12,22 +13,51 @@ import (
 )
 
 // dir is a folder: what differs between folders is how a child is found and
-// listed, and both are functions.
+// listed, and both are functions. It is small, for the kernel may know that of
+// every image.
 type dir struct {
 	fs.Inode
 	readOnly
-	t      *tree
-	ino    uint64
-	mtime  func() time.Time
+	t   *tree
+	ino uint64
+
+	// name is that of the image whose folder this is, which a rename changes;
+	// nil for all other folders. The others have a path and functions.
+	name   atomic.Pointer[string]
+	at     string
 	lookup func(ctx context.Context, name string) (child, error)
 	list   func(ctx context.Context) ([]fuse.DirEntry, error)
-	path   string
 	whole  bool // list needs all images
+	images bool // this is the folder of all images
+}
 
-	// stage tells the folder of the spool that files written here belong to;
-	// nil where nothing can be written.
-	stage   func() string
-	renamed func(name string) // of the folder itself; nil if it cannot be
+// path is where the folder is, from the mount on.
+func (d *dir) path() string {
+	if name := d.name.Load(); name != nil {
+		return "images/" + *name
+	}
+	return d.at
+}
+
+// find finds a child that is no staged file.
+func (d *dir) find(ctx context.Context, name string) (child, error) {
+	if image := d.name.Load(); image != nil {
+		return d.t.lookupFile(ctx, *image, name)
+	}
+	return d.lookup(ctx, name)
+}
+
+// children are those that are no staged files.
+func (d *dir) children(ctx context.Context) ([]fuse.DirEntry, error) {
+	image := d.name.Load()
+	if image == nil {
+		return d.list(ctx)
+	}
+	there, err := d.t.cat.Exists(ctx, *image)
+	if err != nil || !there {
+		return nil, err // a draft
+	}
+	return d.t.listFiles(ctx, *image)
 }
 
 // child is what a look-up finds: a node and its attributes.
@@ -46,7 +76,7 @@ var (
 
 func (d *dir) asChild() (child, error) {
 	c := child{node: d, keep: nameTimeout}
-	d.t.dirAttr(&c.attr, d.ino, d.mtime())
+	d.t.dirAttr(&c.attr, d.ino)
 	return c, nil
 }
 
@@ -55,10 +85,10 @@ func (d *dir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.
 	ctx = context.WithoutCancel(ctx)
 	c, err := d.staged(ctx, name)
 	if err == nil && c.node == nil {
-		c, err = d.lookup(ctx, name)
+		c, err = d.find(ctx, name)
 	}
 	if err != nil {
-		return nil, d.t.fail("lookup", d.path+"/"+name, err)
+		return nil, d.t.fail("lookup", d.path()+"/"+name, err)
 	}
 	return d.enter(ctx, c, out), 0
 }
@@ -80,20 +110,20 @@ func (d *dir) enter(ctx context.Context, c child, out *fuse.EntryOut) *fs.Inode 
 func (d *dir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	if d.whole {
 		if err := d.t.cat.Ready(ctx); err != nil {
-			return nil, d.t.fail("readdir", d.path, err)
+			return nil, d.t.fail("readdir", d.path(), err)
 		}
 	}
 	ctx = context.WithoutCancel(ctx)
-	es, err := d.list(ctx)
+	es, err := d.children(ctx)
 	if err != nil {
-		return nil, d.t.fail("readdir", d.path, err)
+		return nil, d.t.fail("readdir", d.path(), err)
 	}
 	return fs.NewListDirStream(d.withStaged(es)), 0
 }
 
 // Getattr describes the folder.
 func (d *dir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	d.t.dirAttr(&out.Attr, d.ino, d.mtime())
+	d.t.dirAttr(&out.Attr, d.ino)
 	out.SetTimeout(nameTimeout)
 	return 0
 }

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -81,7 +80,8 @@ func (t *tree) owner(a *fuse.Attr) {
 	a.Owner = fuse.Owner{Uid: t.cfg.UID, Gid: t.cfg.GID}
 }
 
-func (t *tree) dirAttr(a *fuse.Attr, ino uint64, mtime time.Time) {
+func (t *tree) dirAttr(a *fuse.Attr, ino uint64) {
+	mtime := t.cat.ModTime()
 	a.Mode = syscall.S_IFDIR | (0o555|t.write(0o200))&^t.cfg.Umask
 	a.Ino = ino
 	a.Nlink = 2
@@ -101,12 +101,11 @@ func (t *tree) root() *dir {
 	images := t.folder("images", t.lookupImage, t.listImages)
 	formats := t.folder("by-format", t.lookupFormat, t.listFormats)
 	ids := t.folder("by-id", t.lookupID, t.listIDs)
-	images.stage = func() string { return "" }
-	images.whole, ids.whole = true, true
+	images.images, images.whole, ids.whole = true, true, true
 	hidden := t.status.folder(t)
 	return t.folder("", func(_ context.Context, name string) (child, error) {
 		for _, d := range []*dir{images, formats, ids, hidden} {
-			if d.path == name {
+			if d.at == name {
 				return d.asChild()
 			}
 		}
@@ -114,14 +113,14 @@ func (t *tree) root() *dir {
 	}, func(context.Context) ([]fuse.DirEntry, error) {
 		var es []fuse.DirEntry
 		for _, d := range []*dir{images, formats, ids} {
-			es = append(es, entry(d.path, syscall.S_IFDIR, d.ino))
+			es = append(es, entry(d.at, syscall.S_IFDIR, d.ino))
 		}
 		return es, nil
 	})
 }
 
 func (t *tree) folder(path string, lookup func(context.Context, string) (child, error), list func(context.Context) ([]fuse.DirEntry, error)) *dir {
-	return &dir{t: t, path: path, ino: derive("folder", path), mtime: t.cat.ModTime, lookup: lookup, list: list}
+	return &dir{t: t, at: path, ino: derive("folder", path), lookup: lookup, list: list}
 }
 
 // images/
@@ -148,22 +147,10 @@ func (t *tree) lookupImage(ctx context.Context, name string) (child, error) {
 	return t.lookupShort(ctx, name)
 }
 
-// imageDir is the folder of an image, also of one that has no disk yet. Its
-// name changes when it is renamed.
+// imageDir is the folder of an image, also of one that has no disk yet.
 func (t *tree) imageDir(name string) *dir {
-	d := &dir{t: t, path: "images/" + name, ino: derive("image", name), mtime: t.cat.ModTime}
-	current := &atomic.Value{}
-	current.Store(name)
-	d.stage = func() string { return current.Load().(string) }
-	d.renamed = func(name string) { current.Store(name) }
-	d.lookup = func(ctx context.Context, file string) (child, error) { return t.lookupFile(ctx, d.stage(), file) }
-	d.list = func(ctx context.Context) ([]fuse.DirEntry, error) {
-		there, err := t.cat.Exists(ctx, d.stage())
-		if err != nil || !there {
-			return nil, err // a draft
-		}
-		return t.listFiles(ctx, d.stage())
-	}
+	d := &dir{t: t, ino: derive("image", name)}
+	d.name.Store(&name)
 	return d
 }
 

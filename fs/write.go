@@ -31,13 +31,16 @@ var (
 // spool returns the spool and the folder of it that d is, or the number of the
 // refusal.
 func (d *dir) spool() (s *stage.Spool, folder string, e syscall.Errno) {
+	name := d.name.Load()
 	switch {
 	case d.t.cfg.Spool == nil:
 		return nil, "", syscall.EROFS
-	case d.stage == nil:
-		return nil, "", syscall.EPERM
+	case name != nil:
+		return d.t.cfg.Spool, *name, 0
+	case d.images:
+		return d.t.cfg.Spool, "", 0
 	}
-	return d.t.cfg.Spool, d.stage(), 0
+	return nil, "", syscall.EPERM
 }
 
 // pid is the thread that asks.
@@ -98,7 +101,7 @@ func (d *dir) Create(ctx context.Context, name string, flags, mode uint32, out *
 	}
 	f, err := s.Create(folder, name)
 	if err != nil {
-		return nil, nil, 0, d.t.fail("create", d.path+"/"+name, err)
+		return nil, nil, 0, d.t.fail("create", d.path()+"/"+name, err)
 	}
 	f.SetMode(mode)
 	if c, ok := fuse.FromContext(ctx); ok {
@@ -106,12 +109,12 @@ func (d *dir) Create(ctx context.Context, name string, flags, mode uint32, out *
 	}
 	h, err := f.Open(ctx, int(flags)&^syscall.O_TRUNC)
 	if err != nil {
-		return nil, nil, 0, d.t.fail("create", d.path+"/"+name, err)
+		return nil, nil, 0, d.t.fail("create", d.path()+"/"+name, err)
 	}
 	c, err := d.t.staged(f)
 	if err != nil {
 		h.Release()
-		return nil, nil, 0, d.t.fail("create", d.path+"/"+name, err)
+		return nil, nil, 0, d.t.fail("create", d.path()+"/"+name, err)
 	}
 	n := d.enter(ctx, c, out)
 	return n, &stagedHandle{t: d.t, h: h}, 0, 0
@@ -127,11 +130,11 @@ func (d *dir) Mkdir(_ context.Context, name string, _ uint32, out *fuse.EntryOut
 		return nil, syscall.EPERM
 	}
 	if err := s.Mkdir(name); err != nil {
-		return nil, d.t.fail("mkdir", d.path+"/"+name, err)
+		return nil, d.t.fail("mkdir", d.path()+"/"+name, err)
 	}
 	c, err := d.t.imageDir(name).asChild()
 	if err != nil {
-		return nil, d.t.fail("mkdir", d.path+"/"+name, err)
+		return nil, d.t.fail("mkdir", d.path()+"/"+name, err)
 	}
 	return d.enter(context.Background(), c, out), 0
 }
@@ -146,7 +149,7 @@ func (d *dir) Rmdir(_ context.Context, name string) syscall.Errno {
 		return syscall.EPERM
 	}
 	if err := s.Rmdir(name); err != nil {
-		return d.t.fail("rmdir", d.path+"/"+name, err)
+		return d.t.fail("rmdir", d.path()+"/"+name, err)
 	}
 	return 0
 }
@@ -161,7 +164,7 @@ func (d *dir) Unlink(_ context.Context, name string) syscall.Errno {
 		return syscall.EPERM
 	}
 	if err := s.Unlink(folder, name); err != nil {
-		return d.t.fail("unlink", d.path+"/"+name, err)
+		return d.t.fail("unlink", d.path()+"/"+name, err)
 	}
 	return 0
 }
@@ -188,7 +191,7 @@ func (d *dir) Rename(ctx context.Context, name string, newParent fs.InodeEmbedde
 		if c, err := to.staged(ctx, newName); err == nil && c.node != nil {
 			return syscall.EEXIST
 		}
-		if _, err := to.lookup(ctx, newName); err == nil {
+		if _, err := to.find(ctx, newName); err == nil {
 			return syscall.EEXIST
 		}
 	}
@@ -199,8 +202,8 @@ func (d *dir) Rename(ctx context.Context, name string, newParent fs.InodeEmbedde
 	case folder == "" && toFolder == "" && (d.t.cat.Has(name) || s.HasFolder(name)):
 		if err = s.RenameFolder(context.WithoutCancel(ctx), name, newName); err == nil {
 			if n := d.GetChild(name); n != nil {
-				if moved, ok := n.Operations().(*dir); ok && moved.renamed != nil {
-					moved.renamed(newName)
+				if moved, ok := n.Operations().(*dir); ok && moved.name.Load() != nil {
+					moved.name.Store(&newName)
 				}
 			}
 		}
@@ -208,7 +211,7 @@ func (d *dir) Rename(ctx context.Context, name string, newParent fs.InodeEmbedde
 		return syscall.EPERM
 	}
 	if err != nil {
-		return d.t.fail("rename", d.path+"/"+name, err)
+		return d.t.fail("rename", d.path()+"/"+name, err)
 	}
 	return 0
 }
@@ -249,7 +252,7 @@ func (d *dir) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall.Errn
 		return 0 // nothing is ever left to be written
 	}
 	if err := s.CommitQuiet(context.WithoutCancel(ctx), folder); err != nil {
-		return d.t.fail("fsync", d.path, err)
+		return d.t.fail("fsync", d.path(), err)
 	}
 	return 0
 }

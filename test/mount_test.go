@@ -50,6 +50,15 @@ func Mount(t testing.TB, store string, flags ...string) *Mounted {
 // MountEnv is Mount with additions to the environment of the daemon.
 func MountEnv(t testing.TB, env []string, store string, flags ...string) *Mounted {
 	t.Helper()
+	m := MountUnlisted(t, env, store, flags...)
+	waitFor(t, "the listing of "+store, func() bool { return strings.Contains(m.Log.String(), "catalog listed") })
+	return m
+}
+
+// MountUnlisted is MountEnv as soon as the mount answers, while the store is
+// still listed behind it.
+func MountUnlisted(t testing.TB, env []string, store string, flags ...string) *Mounted {
+	t.Helper()
 	needFUSE(t)
 	m := &Mounted{Dir: t.TempDir(), Log: &logBuffer{}, exited: make(chan struct{})}
 	args := append([]string{"mount", "-f"}, flags...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"os"
@@ -145,10 +146,15 @@ func (s *Store) names(ctx context.Context, folder, stem string) ([]string, error
 	f, err := s.root.OpenFile(path.Clean(folder), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err == nil {
 		defer f.Close()
-		var entries []fs.DirEntry
-		entries, err = f.ReadDir(-1)
-		if err == nil {
-			return objectNames(folder, stem, entries), nil
+		var names []string
+		for err == nil {
+			var entries []fs.DirEntry
+			entries, err = f.ReadDir(1024)
+			names = append(names, objectNames(folder, stem, entries)...)
+		}
+		if err == io.EOF {
+			slices.Sort(names)
+			return names, nil
 		}
 	}
 	if err = reason(err); errors.Is(err, fs.ErrNotExist) {
@@ -167,7 +173,6 @@ func objectNames(folder, stem string, entries []fs.DirEntry) []string {
 			names = append(names, name)
 		}
 	}
-	slices.Sort(names)
 	return names
 }
 

@@ -60,10 +60,11 @@ type stored struct {
 // works. Counted faults use themselves up, one request each; of several, the
 // one named first here strikes first.
 type Faults struct {
-	// Only limits the counted faults to requests it returns true for.
+	// Only limits the counted faults, and Hold, to requests it returns true for.
 	Only func(*http.Request) bool
 
-	Delay time.Duration // before every answer
+	Delay time.Duration   // before every answer
+	Hold  <-chan struct{} // answers wait until it is closed, if not nil
 
 	Reset  int // that many connections are reset before the request is acted on
 	Hangup int // that many connections are reset when half of the request's body was read
@@ -245,6 +246,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.Delay > 0 && !c.wait(f.Delay) {
 		return
 	}
+	if f.Hold != nil && (f.Only == nil || f.Only(r)) && !c.hold(f.Hold) {
+		return
+	}
 	switch {
 	case f.Reset > 0:
 		c.reset()
@@ -351,13 +355,18 @@ func (c *call) record() {
 
 // wait waits and reports whether anybody is still there to be answered.
 func (c *call) wait(d time.Duration) bool {
+	end := make(chan struct{})
+	defer time.AfterFunc(d, func() { close(end) }).Stop()
+	return c.hold(end)
+}
+
+// hold waits for the end of something, as wait does.
+func (c *call) hold(end <-chan struct{}) bool {
 	c.s.mu.Lock()
 	stopped := c.s.stopped
 	c.s.mu.Unlock()
-	t := time.NewTimer(d)
-	defer t.Stop()
 	select {
-	case <-t.C:
+	case <-end:
 		return true
 	case <-c.r.Context().Done():
 	case <-stopped:
