@@ -199,6 +199,35 @@ func TestScanFetchesEachByteOnce(t *testing.T) {
 	}
 }
 
+func TestWantIsOneFetch(t *testing.T) {
+	c := open(t, Config{})
+	src := newSource(3*mib+5, 64*kib)
+	r := c.Reader(src, src.size, ReaderConfig{})
+	for _, off := range []int64{-1, src.size, src.size + 1} {
+		r.Want(off, 5)
+	}
+	r.Want(0, 0)
+	r.Want(0, mib)
+	r.Want(5, mib/2) // on its way
+	p := make([]byte, mib)
+	if _, err := r.ReadAt(bg, p, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := src.calls.Load(); n != 1 {
+		t.Errorf("%d fetches", n)
+	}
+	r.Want(3*mib, 1<<40)
+	if n, err := r.ReadAt(bg, p, 3*mib); n != 5 || err != io.EOF {
+		t.Errorf("the end: %d, %v", n, err)
+	}
+	if got := src.fetched.Load(); got != mib+5 {
+		t.Errorf("%d bytes fetched", got)
+	}
+	src.check(t)
+	c.Close()
+	r.Want(mib, mib)
+}
+
 func TestRelease(t *testing.T) {
 	c := open(t, Config{Size: 16 * mib})
 	src := newSource(40*mib, 64*kib)

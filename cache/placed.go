@@ -82,15 +82,7 @@ func (f *follower) want(ctx context.Context, off, end int64) {
 	nested := ctx.Value(flightKey{}) != nil
 	parts, _ := f.parts(off, end, end, hops, end-off)
 	for _, p := range parts {
-		for i := p.first; i < p.end; {
-			if data, b := r.find(i); data != nil || b != nil {
-				i++
-				continue
-			}
-			n := r.run(i, min(p.end-i, r.span))
-			r.start(i, int(n), nil, nested)
-			i += n
-		}
+		r.want(p.first, p.end, nested)
 	}
 }
 

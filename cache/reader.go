@@ -403,6 +403,33 @@ func (r *Reader) gather(ctx context.Context, first, last int64, s *stream, refs 
 	return refs, nil
 }
 
+// Want starts to fetch what is missing of n bytes from off, for reads that are about
+// to come, and returns at once. What there is no room for is left to them.
+func (r *Reader) Want(off, n int64) {
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || off < 0 || off >= r.size || n <= 0 {
+		return
+	}
+	n = min(n, r.size-off, max(r.window, r.block))
+	r.want(off>>r.shift, (off+n-1)>>r.shift+1, false)
+}
+
+// want starts flights for what is missing of the blocks from first up to end.
+// Callers hold Cache.mu.
+func (r *Reader) want(first, end int64, rush bool) {
+	for i := first; i < end; {
+		if data, b := r.find(i); data != nil || b != nil {
+			i++
+			continue
+		}
+		n := r.run(i, min(end-i, r.span))
+		r.start(i, int(n), nil, rush)
+		i += n
+	}
+}
+
 // run counts the missing blocks from i, which is one, up to limit. Callers hold
 // Cache.mu.
 func (r *Reader) run(i, limit int64) int64 {

@@ -194,7 +194,9 @@ func permanent(err error) bool {
 func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*Disk, error) {
 	var src codec.Source = &Object{o.cfg.Store, d.Object}
 	if !o.local {
-		src = o.reader(d.Object)
+		r := o.reader(d.Object)
+		r.Want(0, firstFetch)
+		src = r
 	}
 	f, err := o.detect(ctx, src, d.Format)
 	if err != nil {
@@ -206,6 +208,10 @@ func (o *Opener) open(ctx context.Context, im *catalog.Image, d catalog.Disk) (*
 	}
 	return o.assemble(ctx, src, guest, im, d)
 }
+
+// firstFetch is how much of an object is fetched at once when it is opened: most
+// formats have their first tables there.
+const firstFetch = 512 << 10
 
 // reader reads a version through the caches.
 func (o *Opener) reader(v remote.Object) *cache.Reader {
