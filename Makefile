@@ -78,7 +78,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s, or a count such as 10000x)
 
 soak: build s3server ## all tests SOAK (10) times, in another order each time, with more kills and damage
 	@test/install
-	export IMAGEFS_S3SERVER="$$PWD/bin/s3server" IMAGEFS_KILLS=200 IMAGEFS_HOSTILE_FLIPS=2000 IMAGEFS_IMAGES=100000
+	export IMAGEFS_S3SERVER="$$PWD/bin/s3server" IMAGEFS_KILLS=200 IMAGEFS_HOSTILE_FLIPS=2000 IMAGEFS_IMAGES=100000 IMAGEFS_READ_MIB=32768
 	for i in $$(seq $(SOAK)); do
 		echo "round $$i of $(SOAK)"
 		$(GO) test -race -count=1 -shuffle=on -timeout=180m ./...
