@@ -58,9 +58,9 @@ const (
 	maxBackground = 64 // requests of read-ahead under way at once
 )
 
-// Mount shows cat at cfg.Mountpoint and returns when the mount answers; a cat
-// that was not listed yet is listed behind. A dead
-// mount that an earlier daemon left there is cleared first.
+// Mount shows cat at cfg.Mountpoint and returns when the mount answers; a cat that
+// was not listed yet is listed behind it. A dead mount that an earlier daemon left
+// there is cleared first.
 func Mount(cfg Config, cat *catalog.Catalog, opener *image.Opener) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -134,8 +134,8 @@ func described(name string, e *Entry, doc []byte) *Image {
 }
 
 // All waits for the first listing, looks every image up, some at a time, and
-// calls fn with each in the order of names. Images that vanished meanwhile are left out; any other error
-// ends it.
+// calls fn with each in the order of names. Images that vanished meanwhile are
+// left out; any other error ends it.
 func (c *Catalog) All(ctx context.Context, fn func(*Image) error) error {
 	type result struct {
 		im  *Image
