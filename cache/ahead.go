@@ -7,6 +7,9 @@ const (
 	streams = 8
 	// ramp is the window of a stream as a multiple of what it has read.
 	ramp = 4
+	// disorder is how far a read may be from where a stream is and still belong to
+	// it, in bytes.
+	disorder = 2 << 20
 	// stale is when blocks fetched ahead and not reached make way for another
 	// stream's.
 	stale = 5 * time.Second
@@ -40,13 +43,14 @@ type stream struct {
 	used    uint64 // follower.clock of the last touch; 0 is a free slot
 }
 
-// touch notes a read of n bytes at off. It returns the stream that the read
-// advanced, or nil when it told nothing new. Callers hold Cache.mu.
+// touch notes a read of n bytes at off and returns the stream that it belongs to.
+// Callers hold Cache.mu.
 func (f *follower) touch(off, n int64) *stream {
 	r := f.r
 	end := off + n
-	// Kernel requests of one reader arrive a few places out of order.
-	slack := max(2*r.block, 4*n)
+	// Requests arrive a few places out of order: those of the kernel, and those of
+	// decoders, of which many work at once.
+	slack := max(2*r.block, 4*n, disorder)
 	var near *stream
 	oldest := &f.streams[0]
 	f.clock++
@@ -75,7 +79,7 @@ func (f *follower) touch(off, n int64) *stream {
 	s := near
 	s.used = f.clock
 	if end <= s.next {
-		return nil
+		return s // a request that comes late
 	}
 	s.ran += end - s.next
 	s.next = end
@@ -102,7 +106,7 @@ func (s *stream) leave() {
 }
 
 // plan starts the read-ahead that the window and the budgets allow. It is called
-// with Cache.mu held after every read that advanced the stream, and mostly returns
+// with Cache.mu held after every read of the stream, and mostly returns
 // at once.
 func (s *stream) plan() {
 	if s.window == 0 {

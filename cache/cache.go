@@ -64,7 +64,7 @@ func (c Config) validate() (Config, error) {
 // limits are the parts of Config.Size, in bytes. The package doc has the formula.
 type limits struct {
 	pool, ahead, demand, swap, store, batch int64
-	inFlight                                int64
+	inFlight, spent                         int64
 }
 
 // bigPool is where streams' own batches need no more than half of the pool.
@@ -83,6 +83,7 @@ func (c Config) limits() limits {
 	l.demand = l.pool - l.ahead
 	l.batch = l.pool / 16
 	l.inFlight = min(c.InFlight, l.ahead)
+	l.spent = l.pool / 8
 	return l
 }
 
@@ -123,10 +124,11 @@ type Cache struct {
 	mu        sync.Mutex // guards all below, and all readers' entries and streams
 	closed    bool
 	landed    sync.Cond // a flight ended, or the cache closed
-	old       list      // batches no stream is reading, oldest first
+	spent     list      // batches that scans have read, oldest first
+	old       list      // other batches no stream is reading, oldest first
 	pinned    list      // batches a stream is reading
 	ahead     list      // batches fetched ahead, not reached yet
-	ringBytes int64     // in the three lists
+	ringBytes int64     // in the four lists
 	reserved  int64     // by flights that hold, or are about to allocate, a buffer
 	demand    int64     // of reserved, by demand fetches
 	flyAhead  int64     // read-ahead started and not landed
@@ -175,7 +177,7 @@ func (c *Cache) Close() error {
 	c.wg.Wait()
 	c.store.Close() // nobody uses it any more: flights are over, reads look at closed first
 	c.mu.Lock()
-	for _, l := range []*list{&c.old, &c.pinned, &c.ahead} {
+	for _, l := range []*list{&c.spent, &c.old, &c.pinned, &c.ahead} {
 		for l.front != nil {
 			c.drop(l.front)
 		}
@@ -193,7 +195,7 @@ func (c *Cache) Release() {
 		c.mu.Unlock()
 		return
 	}
-	for _, l := range []*list{&c.old, &c.pinned, &c.ahead} {
+	for _, l := range []*list{&c.spent, &c.old, &c.pinned, &c.ahead} {
 		for l.front != nil {
 			c.drop(l.front)
 		}

@@ -55,10 +55,15 @@
 //
 // A sequential read of a thing larger than the cache fetches each byte exactly
 // once, also with several readers at a time, because batches leave the pool in
-// this order: first those no stream is reading, oldest first; then those a stream
-// is in the middle of; last those fetched ahead and not reached yet. The first
-// kind exists whenever the streams being read fit, which is so for eight streams
-// with blocks of up to 1/16 of Size.
+// this order: first those that scans have read, then others no stream is reading,
+// oldest first; then those a stream is in the middle of; last those fetched ahead
+// and not reached yet. The first two kinds exist whenever the streams being read
+// fit, which is so for eight streams with blocks of up to 1/16 of Size.
+//
+// A stream that has read more than [ReaderConfig.Scan] is a scan. What it has read
+// leaves the pool soon and never gets to the store: it would drive out what is read
+// often, cost a copy, and memory that was never touched before, which is dear on
+// virtual machines.
 //
 // # Memory
 //

@@ -42,6 +42,7 @@ type batch struct {
 	rush       bool    // a Fetcher waits for it: no waiting for memory
 	owner      *stream // whose unread bytes it counts to; nil once reached
 	pins       int     // streams reading in it
+	spent      bool    // the last of them was a scan
 	where      *list
 	prev, next *batch
 	at         time.Time // of landing, for batches read ahead

@@ -59,6 +59,10 @@ type ReaderConfig struct {
 	// in flight; of smaller ones as many bytes, in at most eight times as many.
 	// Default 8.
 	Parallel int
+	// Scan is how far a stream reads until it is taken for a scan of all there is,
+	// whose blocks nobody comes back for: they are let go soon after they were
+	// read. Default what the store can keep.
+	Scan int64
 	// Tier is asked for blocks before the Fetcher, and given what that fetched;
 	// nil for none.
 	Tier Tier
@@ -78,6 +82,7 @@ type Reader struct {
 	span    int64 // blocks in one fetch at most
 	window  int64 // bytes ahead of a stream at most
 	par     int
+	scan    int64 // bytes that a stream reads before its blocks are let go
 
 	ctx    context.Context // parent of read-ahead; ends with Close
 	cancel context.CancelFunc
@@ -113,6 +118,9 @@ func (c *Cache) Reader(f Fetcher, size int64, rc ReaderConfig) *Reader {
 	r.par = rc.Parallel
 	if r.par <= 0 {
 		r.par = defaultParallel
+	}
+	if r.scan = rc.Scan; r.scan <= 0 {
+		r.scan = c.lim.store
 	}
 	r.window = min(r.span<<shift*int64(r.par), c.lim.ahead)
 	r.own = follower{r: r, size: r.size}
@@ -217,7 +225,7 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// read fills p, which lies within the thing, for the stream s if it advanced one;
+// read fills p, which lies within the thing, for the stream s that it belongs to;
 // first says that this is the first part of what was read there. It is called with
 // Cache.mu held, and unlocks it.
 func (r *Reader) read(ctx context.Context, p []byte, off int64, s *stream, first bool) (int, error) {
@@ -275,7 +283,7 @@ func (r *Reader) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
 	return r.slice(ctx, off, n, s)
 }
 
-// slice is Slice for a stream that the read advanced, or nil. It is called with
+// slice is Slice for the stream that the read belongs to. It is called with
 // Cache.mu held, and unlocks it.
 func (r *Reader) slice(ctx context.Context, off int64, n int, s *stream) ([]byte, error) {
 	c := r.c
@@ -317,7 +325,7 @@ func (r *Reader) slice(ctx context.Context, off int64, n int, s *stream) ([]byte
 const maxSliced = 17
 
 // hit accounts for blocks found, in b when that was in the pool, and follows the
-// stream s when the read advanced one. Callers hold mu.
+// stream s of the read. Callers hold mu.
 func (c *Cache) hit(s *stream, b *batch, blocks int64, first bool) {
 	c.stats.Hits += uint64(blocks)
 	if s == nil {

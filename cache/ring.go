@@ -1,14 +1,16 @@
 package cache
 
-// The pool: landed batches in three lists, by who needs them. Everything in this
+// The pool: landed batches in four lists, by who needs them. Everything in this
 // file is called with Cache.mu held.
 
 // list is a queue of batches, oldest first.
 type list struct {
 	front, back *batch
+	bytes       int64
 }
 
 func (l *list) push(b *batch) {
+	l.bytes += b.size
 	b.where, b.prev, b.next = l, l.back, nil
 	if l.back != nil {
 		l.back.next = b
@@ -27,6 +29,7 @@ func (l *list) move(b *batch) {
 // unlink takes b out of the list it is in.
 func (b *batch) unlink() {
 	l := b.where
+	l.bytes -= b.size
 	if b.prev != nil {
 		b.prev.next = b.next
 	} else {
@@ -49,7 +52,7 @@ func (c *Cache) place(b *batch) {
 	case b.owner != nil:
 		c.ahead.push(b)
 	default:
-		c.old.push(b)
+		c.leave(b)
 	}
 }
 
@@ -91,6 +94,11 @@ func (f *follower) unpin(b *batch) {
 // is nothing else.
 func (c *Cache) reserve(n int64) (out []*batch) {
 	for c.ringBytes+c.reserved+n > c.lim.pool {
+		// The newest of the spent may still be wanted by a request that is late.
+		if b := c.spent.front; b != nil && (c.spent.bytes > c.lim.spent/2 || c.old.front == nil) {
+			c.drop(b)
+			continue
+		}
 		b := c.old.front
 		if b == nil {
 			b = c.pinned.front
@@ -125,6 +133,21 @@ func (c *Cache) claim(b *batch) {
 	}
 }
 
+// leave puts a batch that no stream is reading, and which is in no list, with its
+// like. The newest of what scans have read stays for a while, for requests that
+// arrive late; the others go, and not to the store: what is read once would drive
+// out what is read often, at the price of a copy.
+func (c *Cache) leave(b *batch) {
+	if !b.spent {
+		c.old.push(b)
+		return
+	}
+	c.spent.push(b)
+	for c.spent.bytes > c.lim.spent && c.spent.front != b {
+		c.drop(c.spent.front)
+	}
+}
+
 // pin says that stream s is now reading in b (nil: in a block outside of the
 // pool). The batch it was reading before becomes the newest of the old ones, so
 // that requests arriving late still find it.
@@ -134,8 +157,12 @@ func (c *Cache) pin(s *stream, b *batch) {
 	}
 	if was := s.cur; was != nil {
 		was.pins--
-		if was.pins == 0 && was.where == &c.pinned {
-			c.old.move(was)
+		if was.pins == 0 {
+			was.spent = s.ran > s.f.r.scan
+			if was.where == &c.pinned {
+				was.unlink()
+				c.leave(was)
+			}
 		}
 	}
 	s.cur = b
@@ -144,7 +171,7 @@ func (c *Cache) pin(s *stream, b *batch) {
 	}
 	c.claim(b)
 	b.pins++
-	if b.where == &c.old {
+	if b.where == &c.old || b.where == &c.spent {
 		c.pinned.move(b)
 	}
 }

@@ -102,7 +102,7 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 	if c, ok := guest.(codec.Coded); ok && c.Unit() > 0 {
 		block := max(c.Unit(), mapBlock)
 		r := o.cfg.Cache.Reader(fetch{guest}, guest.Size(), cache.ReaderConfig{
-			Block: block, Span: block, Parallel: int(max(decodeAhead/block, 2)),
+			Block: block, Span: block, Parallel: int(max(decodeAhead/block, 2)), Scan: decodeScan,
 		})
 		disk.guest = &decoded{m, r}
 		readers = append(readers, r)
@@ -128,6 +128,10 @@ func closeAll(readers []*cache.Reader) {
 // decodeAhead is how far ahead of a reader decoding goes. Each block is decoded
 // by itself, so that every processor has one, and several readers' share.
 const decodeAhead = 4 << 20
+
+// decodeScan is how far a disk is read in order until its decoded blocks are let go
+// once they were read: they can be made again, and the kernel keeps what it was told.
+const decodeScan = 16 << 20
 
 // content names what the disk holds. It must be the same for a copy of the
 // object elsewhere, so it is no ETag: the hash an import recorded, or what the
