@@ -71,6 +71,21 @@ func (p *Placed) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
 	return n, eof
 }
 
+// Slice is [Reader.Slice] for a part of the thing that lies together.
+func (p *Placed) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	f := p.f
+	if off < 0 || n <= 0 || off > f.size-int64(n) {
+		return nil, nil
+	}
+	at, m := f.locate(off, int64(n))
+	if at < 0 || m < int64(n) {
+		return nil, nil
+	}
+	c := f.r.c
+	c.mu.Lock()
+	return f.r.slice(ctx, at, n, f.touch(off, int64(n)))
+}
+
 // want starts to fetch what is missing of a read that takes several parts: they
 // are waited for one after the other. Callers hold Cache.mu.
 func (f *follower) want(ctx context.Context, off, end int64) {

@@ -212,6 +212,43 @@ func TestPlacedReadFetchesItsPartsTogether(t *testing.T) {
 	src.check(t)
 }
 
+func TestPlacedSlice(t *testing.T) {
+	c := open(t, Config{Size: 64 * mib})
+	s := scatter(rand.New(rand.NewPCG(1, 1)), 256, 64*kib, 4)
+	object, data := s.object()
+	src := newSource(object, 64*kib)
+	p := c.Reader(src, object, ReaderConfig{}).Placed(s.size, s.locate)
+	got := 0
+	want := make([]byte, 100_000)
+	for off := int64(0); off < s.size; off += int64(len(want)) {
+		want = want[:min(int64(len(want)), s.size-off)]
+		s.fill(want, off)
+		b, err := p.Slice(bg, off, len(want))
+		if err != nil || b != nil && !bytes.Equal(b, want) {
+			t.Errorf("at %d: %d bytes, %v, or wrong ones", off, len(b), err)
+		}
+		if at, n := s.locate(off, int64(len(want))); b != nil && (at < 0 || n < int64(len(want))) {
+			t.Errorf("at %d: a slice of what does not lie together", off)
+		}
+		if b != nil {
+			got++
+			continue
+		}
+		if _, err := p.ReadAt(bg, want, off); err != nil {
+			t.Error(err)
+		}
+	}
+	if got < 20 || src.fetched.Load() > data {
+		t.Errorf("%d slices, %d bytes fetched of %d", got, src.fetched.Load(), data)
+	}
+	for _, at := range []int64{-1, s.size - 5, s.size} {
+		if b, err := p.Slice(bg, at, 10); b != nil || err != nil {
+			t.Errorf("at %d: %d bytes, %v", at, len(b), err)
+		}
+	}
+	src.check(t)
+}
+
 func TestPlacedHitDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

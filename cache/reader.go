@@ -314,11 +314,20 @@ func (r *Reader) slice(ctx context.Context, off int64, n int, s *stream) ([]byte
 	if b == nil || refs[len(refs)-1].b != b {
 		return nil, nil
 	}
-	if _, err := b.wait(ctx); err != nil {
-		return nil, nil // ReadAt finds out which block is the bad one
+	landed, err := b.wait(ctx)
+	if err == nil {
+		at += int(first-b.first) << r.shift
+		return b.data[at : at+n : at+n], nil
 	}
-	at += int(first-b.first) << r.shift
-	return b.data[at : at+n : at+n], nil
+	if !landed {
+		return nil, err
+	}
+	for i := range refs {
+		if _, err := r.bytes(ctx, refs[i]); err != nil { // a block may be good by itself
+			return nil, err
+		}
+	}
+	return nil, nil
 }
 
 // maxSliced is how many blocks a slice is made of without allocating.

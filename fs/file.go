@@ -134,16 +134,22 @@ type handle struct {
 	f    codec.Disk
 }
 
-// Read implements [fs.FileReader]; see the package comment for its context.
+// Read implements [fs.FileReader]; see the package comment for its context. What
+// lies together in memory is answered from there.
 func (h *handle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	n, err := h.f.ReadAt(context.Background(), dest, off)
+	b, err := codec.Slice(context.Background(), h.f, off, int(min(int64(len(dest)), h.f.Size()-off)))
+	if b == nil && err == nil {
+		var n int
+		n, err = h.f.ReadAt(context.Background(), dest, off)
+		b = dest[:n]
+	}
 	if err != nil && err != io.EOF {
 		if errors.Is(err, iofs.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", remote.ErrChanged, err) // it was there at open
 		}
 		return nil, h.t.fail("read", h.path, err)
 	}
-	return fuse.ReadResultData(dest[:n]), 0
+	return fuse.ReadResultData(b), 0
 }
 
 // Lseek finds data and holes for SEEK_DATA and SEEK_HOLE; the kernel answers

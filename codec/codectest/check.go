@@ -246,6 +246,11 @@ func CheckRandom(t *testing.T, d codec.Disk) {
 			t.Errorf("read of %d bytes at %#x: byte %#x is %#02x, want %#02x", n, off, off+int64(i), p[i], want[i])
 			return
 		}
+		b, err := codec.Slice(ctx, d, off, int(n))
+		if err != nil || b != nil && (int64(len(b)) != n || cap(b) != len(b) || differ(b, want) >= 0) {
+			t.Errorf("slice of %d bytes at %#x: %d bytes, %v, or others than those read", n, off, len(b), err)
+			return
+		}
 	}
 	if n, err := d.ReadAt(ctx, buf, -1); n != 0 || err == nil || err == io.EOF {
 		t.Errorf("read at -1: %d, %v, want an error", n, err)

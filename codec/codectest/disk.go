@@ -192,6 +192,16 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return n, eof
 }
 
+// Slice implements [codec.Slicer], for every other range.
+func (d *Disk) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	if off < 0 || n <= 0 || off > d.size-int64(n) || off/512%2 == 0 {
+		return nil, nil
+	}
+	p := make([]byte, n)
+	_, err := d.ReadAt(ctx, p, off)
+	return p, err
+}
+
 // The three below work on memory of the caller's alone, and are most of the time
 // of a test under the race detector otherwise.
 

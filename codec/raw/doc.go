@@ -41,3 +41,8 @@ func (d disk) Extents(_ context.Context, off, n int64) iter.Seq2[codec.Extent, e
 		}
 	}
 }
+
+// Slice implements [codec.Slicer], where the source does.
+func (d disk) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	return codec.Slice(ctx, d.Source, off, n)
+}

@@ -57,6 +57,11 @@ type File struct {
 	ModTime    time.Time // of the stored object
 }
 
+// Slice implements [codec.Slicer].
+func (f *File) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	return codec.Slice(ctx, f.Disk, off, n)
+}
+
 // ErrNotShown says that a disk does not fit a format, so that it has no file.
 var ErrNotShown = errors.New("not shown in this format")
 
@@ -104,7 +109,7 @@ func (o *Opener) assemble(ctx context.Context, src codec.Source, guest codec.Dis
 		r := o.cfg.Cache.Reader(fetch{guest}, guest.Size(), cache.ReaderConfig{
 			Block: block, Span: block, Parallel: int(max(decodeAhead/block, 2)), Scan: decodeScan,
 		})
-		disk.guest = &decoded{m, r}
+		disk.guest = &decoded{m, r, block}
 		readers = append(readers, r)
 	}
 	disk.streams = &streams{Disk: disk.guest, stored: guest, store: o.cfg.Store, index: d.Index}
@@ -169,11 +174,16 @@ func (d *placed) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return d.p.ReadAt(ctx, p, off)
 }
 
+func (d *placed) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	return d.p.Slice(ctx, off, n)
+}
+
 // decoded is a disk behind a cache of decoded blocks, which what the map
 // leaves out never enters.
 type decoded struct {
-	m *codec.Map
-	r *cache.Reader
+	m     *codec.Map
+	r     *cache.Reader
+	block int64 // of r, in bytes
 }
 
 func (d *decoded) Size() int64 { return d.m.Size() }
@@ -184,6 +194,14 @@ func (d *decoded) Extents(ctx context.Context, off, n int64) iter.Seq2[codec.Ext
 
 func (d *decoded) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return codec.ReadParts(ctx, p, off, d.m.Size(), d.readPart)
+}
+
+// Slice implements [codec.Slicer], where the range is data in one block.
+func (d *decoded) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	if end, zero := d.m.Run(off); zero || off+int64(n) > end || int64(n) > d.block {
+		return nil, nil
+	}
+	return d.r.Slice(ctx, off, n)
 }
 
 func (d *decoded) readPart(ctx context.Context, p []byte, off int64) (int, error) {

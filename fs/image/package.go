@@ -23,6 +23,11 @@ type Pack struct {
 	of []*Disk // whose bytes it holds: they stay open for it
 }
 
+// Slice implements [codec.Slicer].
+func (p *Pack) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
+	return codec.Slice(ctx, p.Disk, off, n)
+}
+
 // Package returns im as a package, laid out at the first call. [ErrNotShown]
 // wraps the reason when the package cannot hold it; any other error is that of a
 // disk that cannot be opened.
