@@ -64,6 +64,8 @@ type Catalog struct {
 	exts  map[string]string
 	life  context.Context // ends the listings that nobody waits for
 
+	patience time.Duration // see soon
+
 	// Locks are taken in this order: a stripe or two of writing, a record's
 	// mu, mu. Nothing else is held with refresh but mu and a record's mu.
 	refresh  sync.Mutex         // held while a refresh runs: one at a time
@@ -86,8 +88,9 @@ type Catalog struct {
 
 // attempt is a listing that others may wait for.
 type attempt struct {
-	done chan struct{} // closed at the end
-	err  error         // how it ended
+	begun time.Time
+	done  chan struct{} // closed at the end
+	err   error         // how it ended
 }
 
 // successor says which image took the place of a record.
@@ -120,7 +123,7 @@ func Open(ctx context.Context, store remote.Store, exts map[string]string) (*Cat
 // what needs all images waits. The end of ctx ends the listing of Ready.
 func New(ctx context.Context, store remote.Store, exts map[string]string) *Catalog {
 	return &Catalog{
-		store: store, exts: exts, life: ctx, writing: newStripes(),
+		store: store, exts: exts, life: ctx, patience: patience, writing: newStripes(),
 		records: make(map[string]*record), stale: make(map[string]bool),
 		superseded: make(map[string]successor), changed: make(map[string]uint64),
 	}
@@ -137,7 +140,7 @@ func (c *Catalog) Ready(ctx context.Context) error {
 	}
 	a := c.first
 	if a == nil {
-		a = &attempt{done: make(chan struct{})}
+		a = &attempt{begun: time.Now(), done: make(chan struct{})}
 		c.first = a
 		go c.listFirst(a)
 	}

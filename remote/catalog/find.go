@@ -43,6 +43,9 @@ func (c *Catalog) find(ctx context.Context, name string) (*record, error) {
 	if r != nil || listed || CheckName(name) != nil {
 		return r, nil
 	}
+	if c.soon(ctx) {
+		return c.find(ctx, name)
+	}
 	r, err := c.ask(ctx, name)
 	if err != nil {
 		return nil, err
@@ -57,6 +60,30 @@ func (c *Catalog) find(ctx context.Context, name string) (*record, error) {
 	}
 	c.records[name], c.stale[name] = r, true
 	return r, nil
+}
+
+// patience is how long a listing may take until names are asked for: that of a
+// small store is through before four questions are.
+const patience = 200 * time.Millisecond
+
+// soon waits for a first listing that has just begun, and reports whether it came
+// to its end.
+func (c *Catalog) soon(ctx context.Context) bool {
+	c.mu.Lock()
+	a := c.first
+	c.mu.Unlock()
+	if a == nil {
+		return false
+	}
+	late := time.NewTimer(time.Until(a.begun.Add(c.patience)))
+	defer late.Stop()
+	select {
+	case <-a.done:
+		return a.err == nil
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // ask asks the store for the record of a name; nil if there is none.

@@ -91,6 +91,56 @@ func odd(t *testing.T, s remote.Store) []string {
 	return names
 }
 
+// gated is a store whose listings wait, and then fail or not.
+type gated struct {
+	remote.Store
+	begun chan struct{} // told of the first
+	gate  chan error
+}
+
+func (s *gated) List(ctx context.Context, prefix string) iter.Seq2[remote.Object, error] {
+	if prefix != catalog.Folder {
+		return s.Store.List(ctx, prefix)
+	}
+	close(s.begun)
+	if err := <-s.gate; err != nil {
+		return func(yield func(remote.Object, error) bool) { yield(remote.Object{}, err) }
+	}
+	return s.Store.List(ctx, prefix)
+}
+
+// A name waits a moment for a listing that has just begun, which answers sooner
+// than four questions do.
+func TestOneNameWaitsForAListingThatIsSoonThrough(t *testing.T) {
+	s := mem.New()
+	put(t, s, "a.raw", "bytes")
+	for _, failure := range []error{nil, remote.ErrUnavailable} {
+		count := remote.Observe(s)
+		g := &gated{Store: count, begun: make(chan struct{}), gate: make(chan error, 1)}
+		c := catalog.New(t.Context(), g, exts)
+		c.SetPatience(time.Hour)
+		listed := make(chan error, 1)
+		go func() { listed <- c.Ready(t.Context()) }()
+		<-g.begun
+		found := make(chan error, 1)
+		go func() {
+			ok, err := c.Exists(t.Context(), "a")
+			if err == nil && !ok {
+				err = fs.ErrNotExist
+			}
+			found <- err
+		}()
+		g.gate <- failure
+		if err := <-listed; !errors.Is(err, failure) {
+			t.Errorf("list: %v, want %v", err, failure)
+		}
+		must(t, <-found)
+		if n := count.Counts(); (n.Stats > 0) != (failure != nil) {
+			t.Errorf("listing that ends with %v: %+v", failure, n)
+		}
+	}
+}
+
 func TestOneNameIsFoundBeforeTheListing(t *testing.T) {
 	everyStore(t, func(t *testing.T, s remote.Store) {
 		names := odd(t, s)
