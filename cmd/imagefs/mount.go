@@ -137,7 +137,7 @@ func (f *mountFlags) run(ctx context.Context, storeName, mountpoint string) erro
 		memory += diskQueue
 	}
 	debug.SetMemoryLimit(memory)
-	preferHugePages(int(memory))
+	preferHugePages(memory)
 	spool, err := f.spool.open(s, log, problems)
 	if err != nil {
 		return err
