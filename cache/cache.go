@@ -36,6 +36,9 @@ type Config struct {
 	InFlight int64
 	// FetchTimeout is a flight's own deadline. Default 60 s.
 	FetchTimeout time.Duration
+	// Whole tells of a Fetcher's error that it is not of the bytes asked for, so
+	// that asking for fewer of them would only take as long again; nil for none.
+	Whole func(error) bool
 }
 
 // validate fills in defaults and refuses what cannot work.

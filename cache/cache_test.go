@@ -276,6 +276,28 @@ func TestBadBlockDoesNotSpoilItsNeighbours(t *testing.T) {
 	}
 }
 
+// A source that is away is not asked for each block once more.
+func TestErrorOfTheWholeSourceIsFinal(t *testing.T) {
+	c := open(t, Config{Whole: func(err error) bool { return errors.Is(err, errBroken) }})
+	src := newSource(64*mib, 64*kib)
+	src.fail = func(off, n int64) error { return errBroken }
+	r := c.Reader(src, src.size, ReaderConfig{})
+	r.Want(0, mib)
+	for _, read := range []func() error{
+		func() error { _, err := r.ReadAt(bg, make([]byte, mib), 2*mib); return err },
+		func() error { _, err := r.Slice(bg, 4*mib, mib); return err },
+		func() error { _, err := r.Slice(bg, 6*mib, 1000); return err },
+	} {
+		before := src.calls.Load()
+		if err := read(); !errors.Is(err, errBroken) {
+			t.Errorf("got %v", err)
+		}
+		if n := src.calls.Load() - before; n > 2 { // one may be that of Want
+			t.Errorf("%d fetches", n)
+		}
+	}
+}
+
 func TestFetchPanicAndGoexitBecomeErrors(t *testing.T) {
 	c := open(t, Config{})
 	src := newSource(8*mib, mib)

@@ -209,13 +209,14 @@ func (b *batch) wait(ctx context.Context) (landed bool, err error) {
 // mine reports whether the failure of b says something about each of its blocks.
 // It does not when the blame may lie with a neighbour, or when the flight was
 // read-ahead of a reader that closed. A store that let the deadline pass once is
-// not asked again.
+// not asked again, nor one that had its time for what was asked by a read.
 func (b *batch) mine() bool {
+	whole := b.r.c.cfg.Whole
 	switch {
 	case b.early && errors.Is(b.err, context.Canceled):
 		return false
 	case b.n > 1:
-		return errors.Is(b.err, context.DeadlineExceeded)
+		return errors.Is(b.err, context.DeadlineExceeded) || !b.early && whole != nil && whole(b.err)
 	}
 	return true
 }

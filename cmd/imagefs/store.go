@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -152,7 +153,10 @@ func begin(ctx context.Context, f *storeFlags, name, formats string, cacheSize i
 	if err != nil {
 		return nil, err
 	}
-	c, err := cache.New(cache.Config{Size: cacheSize, FetchTimeout: 2 * f.timeout})
+	c, err := cache.New(cache.Config{
+		Size: cacheSize, FetchTimeout: 2 * f.timeout,
+		Whole: func(err error) bool { return errors.Is(err, remote.ErrUnavailable) },
+	})
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
