@@ -36,12 +36,12 @@ type GCItem struct {
 
 // GC removes from a store what is older than a time and no longer of use:
 // deleted images with their objects, objects of disks that no entry names,
-// uploads that were not completed, and the marks of entries that went away. It
-// reads all entries first, and stops before it removes anything if one cannot
-// be read. What an entry names that is live, or deleted and not that old, is
-// never removed; nor are objects outside the folder of disks that were put
-// anew since their image was deleted. A GC that was cut goes on when called
-// again. A store that cannot write conditionally gives remote.ErrUnsupported.
+// uploads that were not completed, and the marks of entries that went away, once
+// there was no deleted image of that name. It reads all entries first, and stops
+// before it removes anything if one cannot be read. What an entry names that is
+// live, or deleted and not that old, is never removed; nor are objects outside the
+// folder of disks that were put anew since their image was deleted. A GC that was
+// cut goes on when called again. A store that cannot write conditionally gives remote.ErrUnsupported.
 func GC(ctx context.Context, store remote.Store, o GCOptions) error {
 	if o.OlderThan < 0 {
 		return fmt.Errorf("gc: age %v is negative", o.OlderThan)
@@ -84,8 +84,11 @@ func (g *gc) run(ctx context.Context) error {
 		return err
 	}
 	var graves, hiding, marks []document
-	named := make(map[string]bool)
+	named, buried := make(map[string]bool), make(map[string]bool)
 	for _, d := range s {
+		if d.entry != nil && strings.HasPrefix(d.object.Key, deletedFolder) {
+			buried[entryKey(d.entry.Name)] = true
+		}
 		if d.entry != nil {
 			for _, key := range d.entry.keys() {
 				named[key] = true
@@ -131,6 +134,9 @@ func (g *gc) run(ctx context.Context) error {
 		}
 	}
 	for _, d := range marks {
+		if buried[d.object.Key] {
+			continue // a restore may just be about to put its entry there
+		}
 		if err := g.removeVersion(ctx, d.object, GCItem{Kind: "mark", Time: d.object.ModTime}); err != nil {
 			return err
 		}

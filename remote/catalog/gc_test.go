@@ -75,6 +75,11 @@ func TestGC(t *testing.T) {
 		if !slices.Equal(would, did) {
 			t.Errorf("would remove %q, removed %q", would, did)
 		}
+		// The marks of what could be restored until then go with the next one.
+		next := gc(t, s, catalog.GCOptions{Now: inAnHour})
+		if len(next) == 0 || slices.ContainsFunc(next, func(g string) bool { return !strings.HasPrefix(g, "mark ") }) {
+			t.Errorf("then removed %q", next)
+		}
 		want := []string{"catalog/live.json", "catalog/sharing.json", "disks/live", "other/x", "shared.raw"}
 		got := slices.DeleteFunc(keys(t, s), func(key string) bool { return strings.HasPrefix(key, "deleted/shared~") })
 		if !slices.Equal(got, want) {
@@ -85,6 +90,7 @@ func TestGC(t *testing.T) {
 			t.Errorf("removed only now: %q", again)
 		}
 		must(t, c.Remove(t.Context(), "sharing"))
+		gc(t, s, catalog.GCOptions{Now: inAnHour})
 		gc(t, s, catalog.GCOptions{Now: inAnHour})
 		if got := keys(t, s); !slices.Equal(got, []string{"catalog/live.json", "disks/live", "other/x"}) {
 			t.Errorf("left %q", got)
@@ -103,6 +109,7 @@ func TestGCLeavesWhatWasPutAnew(t *testing.T) {
 	put(t, s, "x.raw", "same bytes")
 	put(t, s, "other/own.raw", "later")
 	gc(t, s, catalog.GCOptions{Now: inAnHour})
+	gc(t, s, catalog.GCOptions{Now: inAnHour}) // the marks
 	if got := keys(t, s); !slices.Equal(got, []string{"other/own.raw", "x.raw"}) {
 		t.Errorf("left %q", got)
 	}
