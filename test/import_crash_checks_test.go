@@ -49,6 +49,9 @@ func (k *killer) checkEntries() {
 		if err != nil {
 			k.Fatal(err)
 		}
+		if len(b) == 0 {
+			continue // the mark of one that went away
+		}
 		var j imageJSON
 		if err := json.Unmarshal(b, &j); err != nil {
 			k.Errorf("%s: %v", e, err)
