@@ -86,7 +86,7 @@ func (g *gc) run(ctx context.Context) error {
 	var graves, hiding, marks []document
 	named, buried := make(map[string]bool), make(map[string]bool)
 	for _, d := range s {
-		if d.entry != nil && strings.HasPrefix(d.object.Key, deletedFolder) {
+		if d.entry != nil && !d.entry.Hidden && strings.HasPrefix(d.object.Key, deletedFolder) {
 			buried[entryKey(d.entry.Name)] = true
 		}
 		if d.entry != nil {
