@@ -1,9 +1,8 @@
 package cache
 
 import (
+	"cmp"
 	"context"
-	"fmt"
-	"io"
 	"slices"
 )
 
@@ -34,26 +33,16 @@ func (p *Placed) Size() int64 { return p.f.size }
 // ReadAt is [Reader.ReadAt] for the thing.
 func (p *Placed) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
 	f := p.f
-	if off < 0 {
-		return 0, fmt.Errorf("%w %d", errNegative, off)
-	}
+	b, eof := clip(b, off, f.size)
 	if len(b) == 0 {
-		return 0, nil
+		return 0, eof
 	}
-	if off >= f.size {
-		return 0, io.EOF
-	}
-	var eof error
-	if int64(len(b)) > f.size-off {
-		b, eof = b[:f.size-off], io.EOF
-	}
-	c := f.r.c
+	r, c := f.r, f.r.c
 	c.mu.Lock()
 	s := f.touch(off, int64(len(b)))
-	f.want(ctx, off, off+int64(len(b)))
 	c.mu.Unlock()
 	n := 0
-	for first := true; n < len(b); {
+	for first, asked := true, false; n < len(b); {
 		at, m := f.locate(off+int64(n), int64(len(b)-n))
 		part := b[n : n+int(m)]
 		if at < 0 {
@@ -62,7 +51,11 @@ func (p *Placed) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
 			continue
 		}
 		c.mu.Lock()
-		k, err := f.r.read(ctx, part, at, s, first)
+		if data, _ := r.find(at >> r.shift); data == nil && !asked {
+			f.want(ctx, off+int64(n), off+int64(len(b)))
+			asked = true
+		}
+		k, err := r.read(ctx, part, at, s, first)
 		if n += k; err != nil {
 			return n, err
 		}
@@ -86,40 +79,18 @@ func (p *Placed) Slice(ctx context.Context, off int64, n int) ([]byte, error) {
 	return f.r.slice(ctx, at, n, f.touch(off, int64(n)))
 }
 
-// want starts to fetch what is missing of a read that takes several parts: they
-// are waited for one after the other. Callers hold Cache.mu.
+// want starts to fetch what is missing of the rest of a read, if that takes several
+// parts: they are waited for one after the other. Callers hold Cache.mu.
 func (f *follower) want(ctx context.Context, off, end int64) {
 	r := f.r
 	end = min(end, off+max(r.window, r.block)) // the rest is fetched where it is read
-	if r.c.closed || f.there(off, end) {
+	if _, n := f.locate(off, end-off); r.c.closed || n == end-off {
 		return
 	}
 	nested := ctx.Value(flightKey{}) != nil
 	parts, _ := f.parts(off, end, end, hops, end-off)
 	for _, p := range parts {
 		r.want(p.first, p.end, nested)
-	}
-}
-
-// there reports whether a read is of one part, or all in memory or in flight.
-// Callers hold Cache.mu.
-func (f *follower) there(off, end int64) bool {
-	at, n := f.locate(off, end-off)
-	if n == end-off {
-		return true
-	}
-	for {
-		if at >= 0 {
-			for i := at >> f.r.shift; i <= (at+n-1)>>f.r.shift; i++ {
-				if data, b := f.r.find(i); data == nil && b == nil {
-					return false
-				}
-			}
-		}
-		if off += n; off == end {
-			return true
-		}
-		at, n = f.locate(off, end-off)
 	}
 }
 
@@ -148,7 +119,7 @@ func (f *follower) parts(off, end, limit int64, most int, bytes int64) (parts []
 		}
 		off += n
 	}
-	slices.SortFunc(parts, func(a, b part) int { return int(a.first - b.first) })
+	slices.SortFunc(parts, func(a, b part) int { return cmp.Compare(a.first, b.first) })
 	merged := parts[:0]
 	for _, p := range parts {
 		if k := len(merged) - 1; k >= 0 && p.first <= merged[k].end {

@@ -202,18 +202,9 @@ var errNegative = errors.New("cache: negative offset")
 // io.EOF at the end of the thing, the context's error, ErrClosed, or what the
 // Fetcher said about the first block that could not be had.
 func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("%w %d", errNegative, off)
-	}
+	p, eof := clip(p, off, r.size)
 	if len(p) == 0 {
-		return 0, nil
-	}
-	if off >= r.size {
-		return 0, io.EOF
-	}
-	var eof error
-	if int64(len(p)) > r.size-off {
-		p, eof = p[:r.size-off], io.EOF
+		return 0, eof
 	}
 	c := r.c
 	c.mu.Lock()
@@ -223,6 +214,18 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		err = eof
 	}
 	return n, err
+}
+
+// clip cuts p, which is to be read at off, to a thing of size bytes. The error is
+// that of a read that fills what is left.
+func clip(p []byte, off, size int64) ([]byte, error) {
+	switch {
+	case off < 0:
+		return nil, fmt.Errorf("%w %d", errNegative, off)
+	case len(p) == 0 || int64(len(p)) <= size-off:
+		return p, nil
+	}
+	return p[:max(size-off, 0)], io.EOF
 }
 
 // read fills p, which lies within the thing, for the stream s that it belongs to;
