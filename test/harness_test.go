@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,6 +58,21 @@ func buildProgram(env, dir, pkg, name string) (string, error) {
 // "make test", which installs them. A skip that nobody sees is a hole.
 func toolsDemanded() bool {
 	return os.Getenv("CI") != "" || os.Getenv("IMAGEFS_REQUIRE_TOOLS") != ""
+}
+
+// countOf is how much of something a test does: what the environment says, or so
+// many.
+func countOf(t testing.TB, variable string, otherwise int64) int64 {
+	t.Helper()
+	s := os.Getenv(variable)
+	if s == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatalf("%s=%q: %v", variable, s, err)
+	}
+	return n
 }
 
 // tool returns the path of an outside program. A missing one skips the test,

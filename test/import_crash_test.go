@@ -50,15 +50,7 @@ func TestImportsSurviveKills(t *testing.T) {
 // kills is how often each daemon is killed.
 func kills(t testing.TB) int {
 	t.Helper()
-	s := os.Getenv("IMAGEFS_KILLS")
-	if s == "" {
-		return 10
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil {
-		t.Fatalf("IMAGEFS_KILLS=%q: %v", s, err)
-	}
-	return n
+	return int(countOf(t, "IMAGEFS_KILLS", 10))
 }
 
 // killSources are files to import, each format once, and one of three parts.

@@ -253,13 +253,7 @@ func TestCredentialsRevokedDuringImport(t *testing.T) {
 // larger than that, of IMAGEFS_IMPORT_MIB: the cache and 200 MiB.
 func TestImportMemory(t *testing.T) {
 	needFUSE(t)
-	size := int64(320)
-	if s := os.Getenv("IMAGEFS_IMPORT_MIB"); s != "" {
-		var err error
-		if size, err = strconv.ParseInt(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
+	size := countOf(t, "IMAGEFS_IMPORT_MIB", 320)
 	const cache = 64 * miB
 	raw := filepath.Join(t.TempDir(), "vm.raw")
 	sparse(t, raw, size*miB, piece{0, size * miB})
@@ -277,19 +271,4 @@ func TestImportMemory(t *testing.T) {
 		}
 		m.Stop(t)
 	}
-}
-
-// peakMemory is the most that a process ever had in memory, in bytes.
-func peakMemory(t testing.TB, pid int) int64 {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(b), "VmHWM:")
-	var kb int64
-	if _, err := fmt.Sscan(rest, &kb); err != nil {
-		t.Fatalf("no VmHWM in %s", b)
-	}
-	return kb * kiB
 }

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -24,13 +23,7 @@ func TestMemoryOfReaders(t *testing.T) {
 		readers = 64
 		data    = 128 * miB
 	)
-	total := int64(512)
-	if s := os.Getenv("IMAGEFS_READ_MIB"); s != "" {
-		var err error
-		if total, err = strconv.ParseInt(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
+	total := countOf(t, "IMAGEFS_READ_MIB", 512)
 	dir := t.TempDir()
 	raw := filepath.Join(dir, "raw")
 	sparse(t, raw, 2*data, piece{miB, data})
@@ -112,17 +105,23 @@ func wander(path string, rnd *rand.Rand, n int64, want []byte) error {
 	return nil
 }
 
+// peakMemory is the most that a process ever had in memory, in bytes.
+func peakMemory(t testing.TB, pid int) int64 { t.Helper(); return memoryOf(t, pid, "VmHWM:") }
+
 // residentMemory is what a process has in memory now, in bytes.
-func residentMemory(t testing.TB, pid int) int64 {
+func residentMemory(t testing.TB, pid int) int64 { t.Helper(); return memoryOf(t, pid, "VmRSS:") }
+
+// memoryOf is what the kernel says of a process, in bytes.
+func memoryOf(t testing.TB, pid int, field string) int64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(b), "VmRSS:")
+	_, rest, _ := strings.Cut(string(b), field)
 	var kb int64
 	if _, err := fmt.Sscan(rest, &kb); err != nil {
-		t.Fatalf("no VmRSS in %s", b)
+		t.Fatalf("no %s in %s", field, b)
 	}
 	return kb * kiB
 }

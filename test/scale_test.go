@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,15 +21,7 @@ import (
 // "make soak" sets to 100,000.
 func manyImages(t *testing.T) int {
 	t.Helper()
-	s := os.Getenv("IMAGEFS_IMAGES")
-	if s == "" {
-		return 10_000
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return int(countOf(t, "IMAGEFS_IMAGES", 10_000))
 }
 
 // thin is the entry of an image whose disk is an object that many share.

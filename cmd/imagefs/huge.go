@@ -23,6 +23,5 @@ func preferHugePages(memory int64) {
 		_ = unix.Madvise(b[skip:skip+(n-skip)&^(huge-1)], unix.MADV_HUGEPAGE)
 	}
 	runtime.KeepAlive(b)
-	b = nil
 	debug.FreeOSMemory()
 }

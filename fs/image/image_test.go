@@ -26,6 +26,12 @@ import (
 // opener returns an opener and the catalog of a store.
 func opener(t testing.TB, s remote.Store, maxOpen int) (*image.Opener, *catalog.Catalog) {
 	t.Helper()
+	o, cat, _ := openerCache(t, s, maxOpen)
+	return o, cat
+}
+
+func openerCache(t testing.TB, s remote.Store, maxOpen int) (*image.Opener, *catalog.Catalog, *cache.Cache) {
+	t.Helper()
 	c, err := cache.New(cache.Config{Size: 32 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +43,7 @@ func opener(t testing.TB, s remote.Store, maxOpen int) (*image.Opener, *catalog.
 	}
 	return image.NewOpener(image.Config{
 		Store: s, Cache: c, Formats: all.Formats, Views: all.Views, MaxOpen: maxOpen,
-	}), cat
+	}), cat, c
 }
 
 func put(t testing.TB, s remote.Store, key string, b []byte) {
@@ -294,16 +300,7 @@ func TestBlocksOfForgottenDisksAreGivenUp(t *testing.T) {
 	for i := range 8 {
 		put(t, s, fmt.Sprintf("i%d.raw", i), make([]byte, 1<<20))
 	}
-	c, err := cache.New(cache.Config{Size: 32 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	cat, err := catalog.Open(t.Context(), s, all.Extensions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := image.NewOpener(image.Config{Store: s, Cache: c, Formats: all.Formats, Views: []codec.View{raw.Format}, MaxOpen: 1})
+	o, cat, c := openerCache(t, s, 1)
 	for i := range 8 {
 		d, err := open(t, o, cat, fmt.Sprintf("i%d", i))
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"imagefs/cache"
 	"imagefs/codec"
 	"imagefs/codec/all"
 	"imagefs/codec/codectest"
@@ -125,16 +124,7 @@ func TestPackageKeepsItsDisks(t *testing.T) {
 	for _, key := range []string{"web-0.qcow2", "web-1.qcow2", "other.qcow2"} {
 		put(t, s, key, stored(t, format(t, "qcow2"), codectest.Full(2<<20, 1)))
 	}
-	c, err := cache.New(cache.Config{Size: 64 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	cat, err := catalog.Open(t.Context(), s, all.Extensions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := image.NewOpener(image.Config{Store: s, Cache: c, Formats: all.Formats, Views: all.Shown, MaxOpen: 1})
+	o, cat, c := openerCache(t, s, 1)
 	im, err := cat.Lookup(t.Context(), "web")
 	if err != nil {
 		t.Fatal(err)
